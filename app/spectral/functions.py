@@ -1,0 +1,345 @@
+"""Differentiable matrix functions by name: the public face of this package.
+
+Shapes: ... any batch dimensions, B all of them flattened, d channels, N positions.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from app.spectral import gradients
+from app.spectral.autograd import CovarianceFunction, MatrixFunction, Method
+from app.spectral.eigh import FailureCounts, eigh
+from app.spectral.newton_schulz import Coefficients, NewtonSchulz, classic, minimax, newton_schulz
+from app.spectral.pade import pade_order
+from app.spectral.scalar_functions import InverseSquareRoot, Logarithm, Power, ScalarFunction, SquareRoot
+
+Route = Literal["auto", "eigenbasis", "products"]
+
+FALLBACK = minimax(iterations=12, floor=1e-6)
+"""Steps for matrices that cannot be decomposed: round-off accuracy for relative eigenvalues down to 1e-6."""
+
+
+def _mpn_cov(f: ScalarFunction) -> Method:
+    return Method(f, gradients.svd)
+
+
+def _isqrt_cov(f: ScalarFunction, *, iterations: int = 5) -> Method:
+    return Method(_iteration(f, classic(iterations)))
+
+
+def _ns_minimax(f: ScalarFunction, *, iterations: int = 5, floor: float = 1e-3) -> Method:
+    return Method(_iteration(f, minimax(iterations, floor)))
+
+
+def _svd_topn(f: ScalarFunction, *, topn: int = 200) -> Method:
+    if topn < 1:
+        raise ValueError(f"topn must be at least 1, got {topn}")
+    if f.value(torch.zeros(1)).item() != 0:
+        raise ValueError("svd-topn sets eigenvalues to zero, where this function is not defined")
+    return Method(f, gradients.svd, keep=topn)
+
+
+def _svd_trunc(f: ScalarFunction, *, trunc_limit: float = 1e10) -> Method:
+    if not trunc_limit > 0:
+        raise ValueError(f"trunc_limit must be positive, got {trunc_limit}")
+    return Method(f, partial(gradients.truncated, limit=trunc_limit))
+
+
+def _svd_pi(f: ScalarFunction, *, taylor_degree: int = 100) -> Method:
+    return Method(f, partial(gradients.power_iteration, degree=_at_least_one(taylor_degree)))
+
+
+def _svd_newton(f: ScalarFunction, *, iterations: int = 10) -> Method:
+    return Method(f, backward_function=_iteration(f, classic(iterations)))
+
+
+def _svd_taylor(f: ScalarFunction, *, taylor_degree: int = 100) -> Method:
+    return Method(f, partial(gradients.taylor, degree=_at_least_one(taylor_degree)))
+
+
+def _svd_pade(f: ScalarFunction, *, pade_degree: int = 100) -> Method:
+    pade_order(pade_degree)
+    return Method(f, partial(gradients.pade, degree=pade_degree))
+
+
+def _svd_exact(f: ScalarFunction) -> Method:
+    return Method(f)
+
+
+METHODS: dict[str, Callable[..., Method]] = {
+    "mpn-cov": _mpn_cov,
+    "isqrt-cov": _isqrt_cov,
+    "svd-topn": _svd_topn,
+    "svd-trunc": _svd_trunc,
+    "svd-pi": _svd_pi,
+    "svd-newton": _svd_newton,
+    "svd-taylor": _svd_taylor,
+    "svd-pade": _svd_pade,
+    "svd-exact": _svd_exact,
+    "ns-minimax": _ns_minimax,
+}
+"""The spectral layers by name; their keyword arguments are their options, with the papers' defaults."""
+
+
+def make_method(name: str, f: ScalarFunction, options: dict[str, Any]) -> Method:
+    """The layer `name` for the function f.
+
+    Raises:
+        ValueError: for an unknown name, an option that the layer does not take, or a value out of range.
+    """
+    if name not in METHODS:
+        raise ValueError(f"unknown method {name!r}: choose one of {', '.join(METHODS)}")
+    allowed = [p.name for p in inspect.signature(METHODS[name]).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    for option in options:
+        if option not in allowed:
+            raise ValueError(f"{name} takes no option {option!r} (it takes {', '.join(allowed) or 'none'})")
+    return METHODS[name](f, **options)
+
+
+def matrix_sqrt(P: Tensor, method: str = "svd-exact", **options: Any) -> Tensor:
+    """Square root of a symmetric positive semi-definite matrix (Song et al., ICCV 2021, eq. 3).
+
+    Args:
+        P: ``(..., d, d)``, float16 to float64, symmetric up to round-off.
+        method: one of `METHODS`.
+        **options: of the method (see `METHODS`), and ``dtype`` (of the spectral part, default float64), ``route``
+            (for the Newton-Schulz methods: ``"eigenbasis"``, ``"products"`` or ``"auto"``), ``counts`` (a
+            `FailureCounts` to count in).
+
+    Returns:
+        ``(..., d, d)`` in the dtype of P. ``svd-exact`` on positive definite input can be differentiated twice.
+
+    Raises:
+        ValueError: for P not square, symmetric, finite, positive semi-definite, or a wrong method or option.
+        TypeError: for P not floating point.
+
+    Example:
+        >>> P = torch.tensor([[2.0, 1.0], [1.0, 2.0]])
+        >>> Q = matrix_sqrt(P)
+        >>> (Q @ Q - P).abs().max().item() < 1e-6
+        True
+    """
+    return _of_matrix(P, SquareRoot(), method, options)
+
+
+def matrix_inverse_sqrt(P: Tensor, method: str = "svd-exact", *, eps: float = 1e-5, **options: Any) -> Tensor:
+    """Inverse square root ``(P + eps I)^(-1/2)`` (Song et al., ECCV 2022, eq. 2); otherwise as `matrix_sqrt`.
+
+    ``svd-topn`` is not defined here, as it makes eigenvalues zero.
+
+    Raises:
+        ValueError: also when ``P + eps I`` is not positive definite.
+    """
+    if eps < 0:
+        raise ValueError(f"eps must not be negative, got {eps}")
+    return _of_matrix(P, InverseSquareRoot(), method, options, eps=eps)
+
+
+def matrix_power(P: Tensor, alpha: float, method: str = "svd-exact", **options: Any) -> Tensor:
+    """``P^alpha``, alpha > 0 (the power of MPN-COV, Li et al., ICCV 2017); otherwise as `matrix_sqrt`.
+
+    The Newton-Schulz methods are not defined here.
+    """
+    if not alpha > 0:
+        raise ValueError(f"alpha must be positive, got {alpha}")
+    return _of_matrix(P, Power(alpha), method, options)
+
+
+def matrix_log(P: Tensor, method: str = "svd-exact", *, eps: float = 1e-5, **options: Any) -> Tensor:
+    """``log(P + eps I)`` (DeepO2P, Ionescu et al., ICCV 2015); otherwise as `matrix_inverse_sqrt`."""
+    if eps < 0:
+        raise ValueError(f"eps must not be negative, got {eps}")
+    return _of_matrix(P, Logarithm(), method, options, eps=eps)
+
+
+def covariance_sqrt(X: Tensor, method: str = "svd-exact", **options: Any) -> Tensor:
+    """Square root of the covariance ``X (I - 11^T/N) X^T / N`` of features (Song et al., ICCV 2021, eq. 1 and 3).
+
+    The decomposition is made on the cheaper side, ``min(d, N)``; eigenvalues below ``max(d, N) eps l_max`` are zero.
+
+    Args:
+        X: features ``(..., d, N)``, float16 to float64.
+        method: one of `METHODS`.
+        **options: as in `matrix_sqrt`.
+
+    Returns:
+        ``(..., d, d)`` in the dtype of X.
+
+    Raises:
+        FloatingPointError: if X or its covariance is not finite.
+        ValueError, TypeError: as in `matrix_sqrt`.
+    """
+    return _of_features(X, SquareRoot(), method, options)
+
+
+def covariance_power(X: Tensor, alpha: float, method: str = "svd-exact", **options: Any) -> Tensor:
+    """``alpha``-th power of the covariance of features, alpha > 0; otherwise as `covariance_sqrt`."""
+    if not alpha > 0:
+        raise ValueError(f"alpha must be positive, got {alpha}")
+    return _of_features(X, Power(alpha), method, options)
+
+
+@torch.compiler.disable
+def _of_matrix(P: Tensor, f: ScalarFunction, name: str, options: dict[str, Any], *, eps: float = 0.0) -> Tensor:
+    options = dict(options)
+    dtype, route, counts = _common(options)
+    method = make_method(name, f, options)
+    _check_matrix(P)
+    with torch.autocast(P.device.type, enabled=False):
+        A = P.to(dtype).reshape(-1, *P.shape[-2:])
+        if eps:
+            A = A + eps * torch.eye(A.shape[-1], dtype=dtype, device=A.device)
+        if _by_products(method, route, A):
+            return _products(A, method).to(P.dtype).reshape(P.shape)
+        with torch.no_grad():
+            eigenvalues, U, unsolved = eigh(A, counts)
+            precision = max(torch.finfo(P.dtype).eps, torch.finfo(dtype).eps)
+            _check_spectrum(eigenvalues, f, eps, precision)
+            if not eps:
+                eigenvalues = eigenvalues.masked_fill(_is_null(eigenvalues, A.shape[-1] * precision), 0)
+            eigenvalues = method.spectrum(eigenvalues)
+        Q = MatrixFunction.apply(A, eigenvalues, U, method)
+        if unsolved is not None:
+            Q = _replace(Q, unsolved, A, method)
+        return Q.to(P.dtype).reshape(P.shape)
+
+
+@torch.compiler.disable
+def _of_features(X: Tensor, f: ScalarFunction, name: str, options: dict[str, Any]) -> Tensor:
+    options = dict(options)
+    dtype, route, counts = _common(options)
+    method = make_method(name, f, options)
+    _check_floating(X, "features")
+    if 0 in X.shape[-2:]:
+        raise ValueError(f"features need at least one channel and one position (..., d, N), got {tuple(X.shape)}")
+    *batch, d, N = X.shape
+    X = X.reshape(-1, d, N)
+    with torch.autocast(X.device.type, enabled=False):
+        if _by_products(method, route, X):
+            Q = _products(_covariance(X, dtype), method).to(X.dtype)
+            return Q.reshape(*batch, d, d)
+        with torch.no_grad():
+            Y = _centre(X, dtype)
+            gram = Y.mT @ Y if N < d else Y @ Y.mT
+            _check_covariance(gram)
+            eigenvalues, V, unsolved = eigh(gram, counts)
+            eigenvalues = method.spectrum(
+                eigenvalues.masked_fill(_is_null(eigenvalues, max(d, N) * torch.finfo(dtype).eps), 0)
+            )
+        Q = CovarianceFunction.apply(X, Y, eigenvalues, V, method)
+        if unsolved is not None:
+            Q = _replace(Q, unsolved, _covariance(X, dtype), method)
+        return Q.reshape(*batch, d, d)
+
+
+def _common(options: dict[str, Any]) -> tuple[torch.dtype, Route, FailureCounts | None]:
+    dtype, route = options.pop("dtype", torch.float64), options.pop("route", "auto")
+    if dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"dtype of the spectral part must be torch.float32 or torch.float64, got {dtype}")
+    if route not in ("auto", "eigenbasis", "products"):
+        raise ValueError(f"unknown route {route!r}: choose auto, eigenbasis or products")
+    return dtype, route, options.pop("counts", None)
+
+
+def _iteration(f: ScalarFunction, coefficients: Coefficients) -> NewtonSchulz:
+    if isinstance(f, SquareRoot | InverseSquareRoot):
+        return NewtonSchulz(coefficients, inverse=isinstance(f, InverseSquareRoot))
+    raise ValueError("the Newton-Schulz iteration is defined for the square root and its inverse only")
+
+
+def _at_least_one(degree: int) -> int:
+    if degree < 1:
+        raise ValueError(f"taylor_degree must be at least 1, got {degree}")
+    return degree
+
+
+def _by_products(method: Method, route: Route, A: Tensor) -> bool:
+    """Whether the matmul-only route runs.
+
+    On a CPU the eigenbasis was the faster one at every size of the papers (README.md); on other devices we follow
+    the papers' reason for the iteration, that products are what they do best.
+    """
+    if not isinstance(method.function, NewtonSchulz):
+        if route == "products":
+            raise ValueError("route 'products' is for the Newton-Schulz methods, isqrt-cov and ns-minimax")
+        return False
+    return route == "products" or (route == "auto" and A.device.type != "cpu")
+
+
+def _products(A: Tensor, method: Method) -> Tensor:
+    f = method.function
+    assert isinstance(f, NewtonSchulz)
+    _check_covariance(A.detach())
+    return newton_schulz(A, f.coefficients, inverse=f.inverse)
+
+
+def _replace(Q: Tensor, unsolved: Tensor, A: Tensor, method: Method) -> Tensor:
+    """Put the matmul-only result where there is no decomposition, for the same function as near as it gets."""
+    f = method.function
+    if isinstance(f, SquareRoot | InverseSquareRoot):
+        f = _iteration(f, FALLBACK)
+    if not isinstance(f, NewtonSchulz):
+        raise torch.linalg.LinAlgError(f"{int(unsolved.sum())} matrices could not be decomposed, and {f} needs it")
+    result = newton_schulz(A[unsolved], f.coefficients, inverse=f.inverse)
+    return Q.index_put((unsolved,), result.to(Q.dtype))
+
+
+def _centre(X: Tensor, dtype: torch.dtype) -> Tensor:
+    X = X.to(dtype)
+    return (X - X.mean(-1, keepdim=True)).mul_(X.shape[-1] ** -0.5)
+
+
+def _covariance(X: Tensor, dtype: torch.dtype) -> Tensor:
+    X = X.to(dtype)
+    Y = X - X.mean(-1, keepdim=True)
+    return Y @ Y.mT / X.shape[-1]
+
+
+def _is_null(eigenvalues: Tensor, tolerance: float) -> Tensor:
+    """Eigenvalues that cannot be told from zero: the backward error of the decomposition is about n eps l_max."""
+    return eigenvalues <= tolerance * eigenvalues[..., -1:].clamp_min(0)
+
+
+def _check_floating(X: Tensor, what: str) -> None:
+    if not X.is_floating_point():
+        raise TypeError(f"{what} must be floating point, got {X.dtype}")
+    if X.ndim < 2:
+        raise ValueError(f"{what} need at least two dimensions, got shape {tuple(X.shape)}")
+
+
+def _check_matrix(P: Tensor) -> None:
+    _check_floating(P, "matrices")
+    if P.shape[-1] != P.shape[-2] or P.shape[-1] == 0:
+        raise ValueError(f"matrices must be square, got shape {tuple(P.shape)}")
+    if not P.numel():
+        return
+    if not P.isfinite().all():
+        raise FloatingPointError("matrices contain non-finite values")
+    scale, asymmetry = P.detach().abs().max(), (P - P.mT).detach().abs().max()
+    if asymmetry > torch.finfo(P.dtype).eps ** 0.5 * scale:
+        raise ValueError(f"matrices must be symmetric, |P - P^T| reaches {asymmetry:.3g} at |P| = {scale:.3g}")
+
+
+def _check_covariance(covariance: Tensor) -> None:
+    # a covariance with a finite trace is finite: one small sum, one number read back
+    bad = ~covariance.diagonal(dim1=-2, dim2=-1).sum(-1).isfinite()
+    if bad.any():
+        raise FloatingPointError(f"{int(bad.sum())} of {len(bad)} samples have non-finite features or covariances")
+
+
+def _check_spectrum(eigenvalues: Tensor, f: ScalarFunction, eps: float, precision: float) -> None:
+    if not eigenvalues.numel():
+        return
+    smallest, largest = eigenvalues[:, 0].min().item(), eigenvalues.abs().max().item()
+    # the same allowance for round-off in P as for its symmetry
+    if smallest - eps < -(precision**0.5) * largest:
+        raise ValueError(f"matrices must be positive semi-definite, the smallest eigenvalue is {smallest - eps:.3g}")
+    if smallest <= 0 and isinstance(f, InverseSquareRoot | Logarithm):
+        raise ValueError(f"P + eps I must be positive definite, its smallest eigenvalue is {smallest:.3g}: raise eps")

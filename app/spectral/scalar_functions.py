@@ -1,0 +1,93 @@
+"""The scalar functions f behind the matrix functions, with f' and the divided difference f[a, b].
+
+    f[a, b] = (f(a) - f(b)) / (a - b)  for a != b,      f[a, a] = f'(a)
+
+Every formula here is written without that quotient, so it is accurate for equal and for nearly equal arguments.
+Arguments are non-negative tensors that broadcast against each other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class ScalarFunction(Protocol):
+    """What a gradient rule needs to know of f."""
+
+    def value(self, a: Tensor) -> Tensor:
+        """f(a)."""
+        ...
+
+    def divided_difference(self, a: Tensor, b: Tensor) -> Tensor:
+        """f[a, b], and f'(a) where a = b; 0 where that is infinite (the minimum-norm choice at a = b = 0)."""
+        ...
+
+
+@dataclass(frozen=True)
+class SquareRoot:
+    """f = sqrt(l):  f[a, b] = 1 / (sqrt(a) + sqrt(b)), the rule with no singularity but at a = b = 0."""
+
+    def value(self, a: Tensor) -> Tensor:
+        return a.sqrt()
+
+    def divided_difference(self, a: Tensor, b: Tensor) -> Tensor:
+        return _reciprocal_or_zero(a.sqrt() + b.sqrt())
+
+
+@dataclass(frozen=True)
+class InverseSquareRoot:
+    """f = 1 / sqrt(l):  f[a, b] = -1 / (sqrt(a) sqrt(b) (sqrt(a) + sqrt(b))), for positive arguments."""
+
+    def value(self, a: Tensor) -> Tensor:
+        return a.rsqrt()
+
+    def divided_difference(self, a: Tensor, b: Tensor) -> Tensor:
+        root_a, root_b = a.sqrt(), b.sqrt()
+        return (root_a + root_b).mul_(root_a * root_b).reciprocal_().neg_()
+
+
+@dataclass(frozen=True)
+class Power:
+    """f = l^alpha (the general exponent of MPN-COV, Li et al., ICCV 2017).
+
+    With h the larger argument and t = |a - b| / h:  f[a, b] = h^(alpha - 1) (1 - (1 - t)^alpha) / t.
+    """
+
+    alpha: float
+
+    def value(self, a: Tensor) -> Tensor:
+        return a**self.alpha if self.alpha > 0 else torch.where(a > 0, a**self.alpha, 0)
+
+    def divided_difference(self, a: Tensor, b: Tensor) -> Tensor:
+        high, t = relative_gap(a, b)
+        quotient = -torch.expm1(self.alpha * torch.log1p(-t)) / t
+        quotient = torch.where(t > 0, quotient, self.alpha)
+        return torch.where(high > 0, high ** (self.alpha - 1) * quotient, 0)
+
+
+@dataclass(frozen=True)
+class Logarithm:
+    """f = log(l) (DeepO2P, Ionescu et al., ICCV 2015):  f[a, b] = -log(1 - t) / (t h) with h, t as in `Power`."""
+
+    def value(self, a: Tensor) -> Tensor:
+        return a.log()
+
+    def divided_difference(self, a: Tensor, b: Tensor) -> Tensor:
+        high, t = relative_gap(a, b)
+        return torch.where(t > 0, -torch.log1p(-t) / t, 1) / high
+
+
+def relative_gap(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """The larger argument h and ``t = |a - b| / h``, so that the smaller is ``h (1 - t)``; t = 0 where h = 0."""
+    high = torch.maximum(a, b)
+    return high, (a - b).abs_().div_(high.clamp_min(torch.finfo(high.dtype).tiny))
+
+
+def _reciprocal_or_zero(a: Tensor) -> Tensor:
+    # in place: these are (B, r, r) tensors on the hot path
+    reciprocal = a.reciprocal()
+    return reciprocal.masked_fill_(a == 0, 0)
