@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 CHECK_EVERY = 50
 """Calls between two sampled checks: one matrix in 50 batches costs far below 1 % of the decompositions."""
@@ -65,7 +66,7 @@ def eigh(A: Tensor, counts: FailureCounts | None = None) -> tuple[Tensor, Tensor
     counts.calls += 1
     try:
         eigenvalues, V = torch.linalg.eigh(A)
-    except torch.linalg.LinAlgError:
+    except LinAlgError:
         return _one_by_one(A, counts)
     if counts.calls % CHECK_EVERY == 1 and len(A):
         sample = slice((b := counts.calls // CHECK_EVERY % len(A)), b + 1)
@@ -82,7 +83,8 @@ def _is_wrong(A: Tensor, eigenvalues: Tensor, V: Tensor) -> Tensor:
     limit = RESIDUAL_LIMIT * n * torch.finfo(A.dtype).eps
     residual = torch.linalg.matrix_norm(A @ V - V * eigenvalues.unsqueeze(-2))
     skewness = torch.linalg.matrix_norm(V.mT @ V - torch.eye(n, dtype=A.dtype, device=A.device))
-    return ~((residual <= limit * torch.linalg.matrix_norm(A)) & (skewness <= limit))
+    wrong: Tensor = ~((residual <= limit * torch.linalg.matrix_norm(A)) & (skewness <= limit))
+    return wrong
 
 
 def _one_by_one(A: Tensor, counts: FailureCounts) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -92,7 +94,7 @@ def _one_by_one(A: Tensor, counts: FailureCounts) -> tuple[Tensor, Tensor, Tenso
     for b in range(len(A)):
         try:
             eigenvalues[b], V[b] = torch.linalg.eigh(A[b])
-        except torch.linalg.LinAlgError:
+        except LinAlgError:
             failed.append(b)
     counts.not_converged += len(failed)
     return _retry(A, eigenvalues, V, failed, counts)
@@ -107,7 +109,7 @@ def _retry(
         try:
             l_cpu, V_cpu = torch.linalg.eigh(A_cpu)
             solved = not _is_wrong(A_cpu, l_cpu, V_cpu).item()
-        except torch.linalg.LinAlgError:
+        except LinAlgError:
             solved = False
         if solved:
             eigenvalues[b], V[b] = l_cpu[0].to(eigenvalues), V_cpu[0].to(V)

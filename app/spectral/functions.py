@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from app.spectral import gradients
 from app.spectral.autograd import CovarianceFunction, MatrixFunction, Method
@@ -227,7 +228,7 @@ def _of_features(X: Tensor, f: ScalarFunction, name: str, options: dict[str, Any
             return Q.reshape(*batch, d, d)
         with torch.no_grad():
             Y = _centre(X, dtype)
-            gram = Y.mT @ Y if N < d else Y @ Y.mT
+            gram = Y.mT @ Y if d > N else Y @ Y.mT
             _check_covariance(gram)
             eigenvalues, V, unsolved = eigh(gram, counts)
             eigenvalues = method.spectrum(
@@ -286,7 +287,7 @@ def _replace(Q: Tensor, unsolved: Tensor, A: Tensor, method: Method) -> Tensor:
     if isinstance(f, SquareRoot | InverseSquareRoot):
         f = _iteration(f, FALLBACK)
     if not isinstance(f, NewtonSchulz):
-        raise torch.linalg.LinAlgError(f"{int(unsolved.sum())} matrices could not be decomposed, and {f} needs it")
+        raise LinAlgError(f"{int(unsolved.sum())} matrices could not be decomposed, and {f} needs it")
     result = newton_schulz(A[unsolved], f.coefficients, inverse=f.inverse)
     return Q.index_put((unsolved,), result.to(Q.dtype))
 

@@ -41,17 +41,17 @@ def svd(f: ScalarFunction, a: Tensor, b: Tensor) -> Tensor:
 
 
 def truncated(f: ScalarFunction, a: Tensor, b: Tensor, *, limit: float) -> Tensor:
-    """c = min(1, T |a - b|): K clipped to [-T, T] (Song et al., ICCV 2021, eq. 12)."""
+    """Damping c = min(1, T |a - b|): K clipped to [-T, T] (Song et al., ICCV 2021, eq. 12)."""
     return f.divided_difference(a, b).mul_((a - b).abs_().mul_(limit).clamp_max_(1))
 
 
 def taylor(f: ScalarFunction, a: Tensor, b: Tensor, *, degree: int) -> Tensor:
-    """c = 1 - x^(K+1): 1/(1 - x) cut after x^K (Song et al., ICCV 2021, eq. 16)."""
+    """Damping c = 1 - x^(K+1): 1/(1 - x) cut after x^K (Song et al., ICCV 2021, eq. 16)."""
     return f.divided_difference(a, b).mul_(taylor_damping(relative_gap(a, b)[1], degree))
 
 
 def pade(f: ScalarFunction, a: Tensor, b: Tensor, *, degree: int) -> Tensor:
-    """c = (1 - x) P(x) / Q(x): 1/(1 - x) by its Padé approximant (Song et al., ICCV 2021, eq. 21).
+    """Damping c = (1 - x) P(x) / Q(x): 1/(1 - x) by its Padé approximant (Song et al., ICCV 2021, eq. 21).
 
     1 to within round-off, and 0 where a = b: see `app.spectral.pade` for why it can be nothing else.
     """

@@ -61,7 +61,8 @@ class NewtonSchulz:
 
     Its divided differences obey the product rule, (x y)[i,j] = x_i y[i,j] + x[i,j] y_j, without any quotient:
 
-        w[i,j] = -b (z_i y[i,j] + z[i,j] y_j),    y[i,j] <- y_i w[i,j] + y[i,j] w_j,    z[i,j] <- w_i z[i,j] + w[i,j] z_j
+        w[i,j] = -b (z_i y[i,j] + z[i,j] y_j)
+        y[i,j] <- y_i w[i,j] + y[i,j] w_j,      z[i,j] <- w_i z[i,j] + w[i,j] z_j
 
     from y[i,j] = 1, z[i,j] = 0. (The shorter recurrence with y = l z put in is unstable, as the uncoupled
     Newton-Schulz iteration is: it loses a factor l_i / l_j at every step.)
@@ -85,7 +86,7 @@ class NewtonSchulz:
 
     def divided_difference(self, a: Tensor, b: Tensor) -> Tensor:
         # in place: yy, zz and ww are (B, r, r) on the hot path, everything else is (B, r)
-        yy = torch.ones(torch.broadcast_shapes(a.shape, b.shape), dtype=a.dtype, device=a.device)
+        yy = torch.ones_like(a + b)
         zz = torch.zeros_like(yy)
         for (_, beta), (y_a, z_a, w_a), (y_b, z_b, w_b) in zip(
             self.coefficients, self._iterates(a), self._iterates(b), strict=False
@@ -159,6 +160,7 @@ class _NewtonSchulzProducts(torch.autograd.Function):
             if k + 1 < len(m_steps):
                 v = w if v is None else v @ w
                 dm = _steering_tangent(dm, m, a, b)
+        assert dv is not None
         # Q = tr^h phi(P / tr):  dP = tr^(h-1) L[G] + (h <G, Q> - tr^(h-1) <L[G], A>) / tr I, eq. (10) for h = 1/2
         degree = -0.5 if ctx.inverse else 0.5
         dv.mul_(trace ** (degree - 1))
