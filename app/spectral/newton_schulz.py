@@ -117,7 +117,7 @@ def newton_schulz(P: Tensor, coefficients: Coefficients, *, inverse: bool = Fals
     Returns:
         ``(B, d, d)``; differentiable once.
     """
-    return _NewtonSchulzProducts.apply(P, coefficients, inverse)  # type: ignore[no-any-return]
+    return _NewtonSchulzProducts.apply(P, coefficients, inverse)
 
 
 class _NewtonSchulzProducts(torch.autograd.Function):

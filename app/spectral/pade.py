@@ -52,7 +52,7 @@ def taylor_damping(t: Tensor, degree: int) -> Tensor:
 def pade_damping(t: Tensor, degree: int) -> Tensor:
     """``t`` times the Padé approximant P/Q at ``x = 1 - t``, for t in [0, 1] (eq. 17, coefficients above).
 
-    With ``u = 1 - (x + ... + x^n) / n``:  ``Q = delta + (1 - delta) u``,  ``t P = (1 - delta) u + delta (1 - x^(n+1))``.
+    With ``u = 1 - (x + ... + x^n) / n``:  ``Q = delta + (1 - delta) u``, ``tP = (1 - delta) u + delta (1 - x^(n+1))``.
     The quotient is u / (u + delta) for every t that a float can hold: the other terms in delta are below its round-off.
     """
     n = pade_order(degree)
