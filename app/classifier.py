@@ -1,0 +1,168 @@
+"""The image classifier: backbone, pooling head, linear classifier, and how they are trained.
+
+Shapes: B batch, C channels, H x W pixels, K classes.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
+from torch import Tensor, nn
+from torchmetrics.classification import MulticlassAccuracy
+
+from app.backbones import Downsampling, Stem, build_backbone
+from app.layers import GlobalCovariancePooling
+
+
+class Classifier(pl.LightningModule):
+    """Image classification with global covariance pooling (Song et al., ICCV 2021, appendix D).
+
+    Args:
+        num_classes: number of classes of the data set.
+        backbone: alexnet, resnet18, resnet34, resnet50, resnet101, resnet152, mobilenet_v2 or compact.
+        meta_layer: how features are pooled: gap (global average pooling) or the square root of their covariance by
+            isqrt-cov, ns-minimax, mpn-cov, svd-exact, svd-pade, svd-taylor, svd-trunc, svd-topn, svd-newton or svd-pi.
+        dim: channels that the covariance is taken of, after a 1x1 convolution with batch norm and ReLU; null: no
+            such reduction. The classifier then has dim (dim + 1) / 2 inputs. Not used by gap.
+        meta_options: options of the meta-layer, such as {taylor_degree: 50} or {iterations: 7}.
+        spectral_dtype: precision of the covariance and its square root.
+        downsampling: of the backbone's last stage: removed, kept, or max-pool; null: removed with covariance pooling,
+            kept with gap.
+        stem: imagenet, or cifar (3x3, stride 1, no max-pooling; ResNets) for 32x32 images.
+        weights: weights of the backbone: a file of torchvision's, or a name such as IMAGENET1K_V1; null: random.
+        optimizer: any optimizer of torch; the default is the papers' SGD.
+        classifier_learning_rate: learning rate of the linear classifier; null: that of the optimizer.
+        lr_scheduler: any schedule of torch, stepped once an epoch; the default decays by 10 at epochs 30 and 45.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        backbone: str = "resnet50",
+        meta_layer: str = "isqrt-cov",
+        dim: int | None = 256,
+        meta_options: dict[str, Any] | None = None,
+        spectral_dtype: Literal["float32", "float64"] = "float64",
+        downsampling: Downsampling | None = None,
+        stem: Stem = "imagenet",
+        weights: str | None = None,
+        optimizer: OptimizerCallable = lambda params: torch.optim.SGD(params, lr=0.1, momentum=0.9, weight_decay=1e-4),
+        classifier_learning_rate: float | None = None,
+        lr_scheduler: LRSchedulerCallable = lambda optimizer: torch.optim.lr_scheduler.MultiStepLR(
+            optimizer, milestones=[30, 45], gamma=0.1
+        ),
+    ) -> None:
+        super().__init__()
+        # what checkpoints keep must be plain; optimizer and schedule are kept by `_training_setup`
+        self.save_hyperparameters(ignore=["optimizer", "lr_scheduler"])
+        if num_classes < 2:
+            raise ValueError(f"num_classes must be at least 2, got {num_classes}")
+        self.num_classes = num_classes
+        self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
+        self.classifier_learning_rate = classifier_learning_rate
+        if downsampling is None:
+            downsampling = "kept" if meta_layer == "gap" else "removed"
+        self.backbone = build_backbone(backbone, downsampling, stem, weights)
+        self.pooling = GlobalCovariancePooling(
+            self.backbone.out_channels, dim, meta_layer, meta_options, spectral_dtype
+        )
+        self.classifier = nn.Linear(self.pooling.out_features, num_classes)
+        self.metrics = nn.ModuleDict(
+            {
+                stage: nn.ModuleDict(
+                    {f"top{k}": MulticlassAccuracy(num_classes, top_k=min(k, num_classes), average="micro") for k in ks}
+                )
+                # "train" is the name of a method of every module
+                for stage, ks in (("train_", (1,)), ("val_", (1, 5)), ("test_", (1, 5)))
+            }
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images ``(B, 3, H, W)`` to logits ``(B, K)``."""
+        return self.classifier(self.pooling(self.backbone(images)))
+
+    def setup(self, stage: str) -> None:
+        """Check that data and model agree on the classes."""
+        names = getattr(self.trainer.datamodule, "class_names", None)  # type: ignore[attr-defined]
+        if names is not None and len(names) != self.num_classes:
+            raise ValueError(f"the data has {len(names)} classes, model.num_classes is {self.num_classes}")
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
+        return self._step(batch, "train")
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
+        return self._step(batch, "val")
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
+        return self._step(batch, "test")
+
+    def predict_step(self, batch: dict[str, Any], batch_index: int) -> dict[str, Any]:
+        """Probabilities ``(B, K)`` beside what the loader says of the files."""
+        images = batch["images"]
+        probabilities = self(images).softmax(-1) if len(images) else images.new_zeros(0, self.num_classes)
+        return {"probabilities": probabilities.float().cpu(), "files": batch["files"], "errors": batch["errors"]}
+
+    def _step(self, batch: tuple[Tensor, Tensor], stage: str) -> Tensor:
+        images, labels = batch
+        logits = self(images)
+        loss = nn.functional.cross_entropy(logits, labels)
+        in_training = stage == "train"
+        # the same keys on every rank, or processes wait for each other
+        self.log(
+            f"{stage}/loss", loss, on_step=in_training, on_epoch=not in_training, prog_bar=True, sync_dist=True,
+            batch_size=len(labels),
+        )  # fmt: skip
+        for name, metric in self.metrics[f"{stage}_"].items():
+            metric(logits, labels)
+            self.log(f"{stage}/{name}", metric, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(labels))
+        return loss
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        classifier = list(self.classifier.parameters())
+        rest = [*self.backbone.parameters(), *self.pooling.parameters()]
+        groups: list[dict[str, Any]] = [{"params": rest}, {"params": classifier}]
+        if self.classifier_learning_rate is not None:
+            groups[1]["lr"] = self.classifier_learning_rate
+        optimizer = self.optimizer(groups)
+        scheduler = self.lr_scheduler(optimizer)
+        self._training_setup = _describe(optimizer, scheduler)
+        configuration: dict[str, Any] = {"scheduler": scheduler, "interval": "epoch"}
+        if isinstance(scheduler, ReduceLROnPlateau):
+            configuration["monitor"] = scheduler.monitor
+        return {"optimizer": optimizer, "lr_scheduler": configuration}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["training_setup"] = self._training_setup
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Resuming restores optimizer and schedule as they were stored: stop where the command asks for others."""
+        if self._trainer is None or not self.trainer.training or "training_setup" not in checkpoint:
+            return
+        stored, here = checkpoint["training_setup"], _describe(*_pair(self.configure_optimizers()))
+        differences = [
+            f"{key}: {stored.get(key, 'nothing')} in the checkpoint, {here.get(key, 'nothing')} now"
+            for key in sorted(stored.keys() | here.keys())
+            if stored.get(key) != here.get(key)
+        ]
+        if differences:
+            raise ValueError(
+                f"cannot resume with another optimizer or schedule ({'; '.join(differences)}): "
+                "use the settings of the checkpoint, or start a new run without --ckpt_path"
+            )
+
+
+def _pair(configuration: dict[str, Any]) -> tuple[torch.optim.Optimizer, Any]:
+    return configuration["optimizer"], configuration["lr_scheduler"]["scheduler"]
+
+
+def _describe(optimizer: torch.optim.Optimizer, scheduler: Any) -> dict[str, str]:
+    """The settings of a fresh optimizer and schedule as plain text, to compare two runs by."""
+    settings = {"optimizer": type(optimizer).__name__, "lr_scheduler": type(scheduler).__name__}
+    for index, group in enumerate(optimizer.param_groups):
+        settings.update({f"optimizer.{key}[{index}]": repr(group[key]) for key in group if key != "params"})
+    state = scheduler.state_dict().items()
+    settings.update({f"lr_scheduler.{k}": repr(v) for k, v in state if not (k.startswith("_") or callable(v))})
+    return settings

@@ -1,0 +1,110 @@
+"""Global covariance pooling: from a feature map to the normalised covariance of its channels.
+
+Shapes: B batch, C channels in, d channels after the reduction, H x W = N positions.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from app.spectral import METHODS, FailureCounts, covariance_sqrt
+from app.spectral.functions import make_method
+from app.spectral.scalar_functions import SquareRoot
+
+META_LAYERS = ("gap", *METHODS)
+"""Names of the meta-layers: global average pooling, and every method of `app.spectral`."""
+
+
+class GlobalCovariancePooling(nn.Module):
+    """Pools ``(B, C, H, W)`` to the upper triangle of the square root of the channel covariance, ``(B, d(d+1)/2)``.
+
+    1x1 convolution to ``dim`` channels with batch norm and ReLU, covariance over the H x W positions, matrix square
+    root, upper triangle (Li et al., ICCV 2017 and CVPR 2018; Song et al., ICCV 2021, sec. 3.1 and appendix D). With
+    the meta-layer ``gap`` it is plain global average pooling of the C channels, ``(B, C)``, and nothing else.
+
+    The spectral part runs in its own dtype, outside autocast; the result has the dtype of the features.
+
+    Args:
+        in_channels: channels C of the feature map.
+        dim: channels d that the covariance is taken of, at most C. ``None``: no reduction, d = C (AlexNet).
+        meta_layer: one of `META_LAYERS`.
+        meta_options: options of the meta-layer, as in `app.spectral.functions.METHODS`.
+        spectral_dtype: precision of the covariance and all that follows it.
+
+    Attributes:
+        out_features: length of the pooled vector.
+        counts: what its decompositions went through (`FailureCounts`).
+
+    Raises:
+        ValueError: for a wrong name, option or dim, and in `forward` for a map of a single position.
+        FloatingPointError: in `forward`, for features that are not finite.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        dim: int | None = 256,
+        meta_layer: str = "isqrt-cov",
+        meta_options: dict[str, Any] | None = None,
+        spectral_dtype: Literal["float32", "float64"] = "float64",
+    ) -> None:
+        super().__init__()
+        self.meta_layer = meta_layer
+        self.meta_options = dict(meta_options or {})
+        self.spectral_dtype = {"float32": torch.float32, "float64": torch.float64}[spectral_dtype]
+        self.counts = FailureCounts()
+        if meta_layer == "gap":
+            if self.meta_options:
+                raise ValueError(f"meta_layer gap takes no options, got {', '.join(self.meta_options)}")
+            self.reduction = None
+            self.out_features = in_channels
+            return
+        if meta_layer not in META_LAYERS:
+            raise ValueError(f"unknown meta_layer {meta_layer!r}: choose one of {', '.join(META_LAYERS)}")
+        make_method(meta_layer, SquareRoot(), self.meta_options)  # wrong options fail here, not in the first batch
+        if dim is not None and not 2 <= dim <= in_channels:
+            raise ValueError(f"dim must lie between 2 and the {in_channels} channels of the backbone, got {dim}")
+        self.reduction = None if dim is None else _reduction(in_channels, dim)
+        d = dim or in_channels
+        self.out_features = d * (d + 1) // 2
+        rows, columns = torch.triu_indices(d, d)
+        self.register_buffer("upper_triangle", rows * d + columns, persistent=False)
+
+    def forward(self, features: Tensor) -> Tensor:
+        if self.meta_layer == "gap":
+            return features.mean((-2, -1))
+        if features.shape[-2:].numel() < 2:
+            raise ValueError("covariance pooling needs a feature map of more than one position: use larger images")
+        if self.reduction is not None:
+            features = self.reduction(features)
+        try:
+            Q = covariance_sqrt(
+                features.flatten(2),
+                self.meta_layer,
+                dtype=self.spectral_dtype,
+                counts=self.counts,
+                **self.meta_options,
+            )
+        except FloatingPointError as error:
+            raise FloatingPointError(f"{self}: {error}; {self._culprit()}") from error
+        return Q.flatten(1).index_select(1, self.upper_triangle)
+
+    def _culprit(self) -> str:
+        weights = [name for name, value in self.named_parameters() if not value.isfinite().all()]
+        if weights:
+            return f"the weights {', '.join(weights)} are not finite either: an earlier update diverged"
+        return "the weights of this layer are finite: look at the backbone, the learning rate or the images"
+
+    def __repr__(self) -> str:
+        reduction = "" if self.reduction is None else f"{self.reduction[0].in_channels} -> "
+        channels = self.out_features if self.meta_layer == "gap" else round((2 * self.out_features) ** 0.5 - 0.5)
+        return f"GlobalCovariancePooling({reduction}{channels}, {self.meta_layer})"
+
+
+def _reduction(in_channels: int, dim: int) -> nn.Sequential:
+    convolution = nn.Conv2d(in_channels, dim, kernel_size=1, bias=False)
+    nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+    return nn.Sequential(convolution, nn.BatchNorm2d(dim), nn.ReLU(inplace=True))

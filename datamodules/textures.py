@@ -1,0 +1,93 @@
+"""The embedded data set: telling apart patches of six photographs that ship with scikit-image. A demonstration."""
+
+from __future__ import annotations
+
+import numpy as np
+import skimage.data
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.utils.data import TensorDataset
+
+from datamodules.base import ImageDataModule
+
+PHOTOGRAPHS = ("brick", "grass", "gravel", "immunohistochemistry", "hubble_deep_field", "moon")
+SIZE = 512
+"""Every photograph is used as a grey square of this many pixels, cut from its centre."""
+
+REGIONS = {"train": (0, 320, 16), "val": (336, 416, 8), "test": (432, 512, 8)}
+"""First column, end column and step of the patches of each split: gaps of 16 columns, so no pixel is shared."""
+
+
+class Textures(ImageDataModule):
+    """Patches of six photographs, labelled by the photograph; grey, standardised one by one, always the same.
+
+    Training patches come from the left of each photograph, validation and test patches from two strips on the right.
+    This is recognising the textures of six photographs: a demonstration that runs anywhere, no benchmark.
+
+    Args:
+        batch_size: images per step over all processes together.
+        patch_size: side of a patch in pixels, 16 to 80.
+        num_workers: loader processes per training process; the patches lie in memory, so 0 is fast.
+        predict_folder: folder of images for `predict`, searched recursively; the centre of each is used.
+    """
+
+    def __init__(
+        self,
+        batch_size: int = 64,
+        patch_size: int = 48,
+        num_workers: int = 0,
+        predict_folder: str | None = None,
+    ) -> None:
+        super().__init__(batch_size, num_workers, predict_folder)
+        if not 16 <= patch_size <= 80:
+            raise ValueError(f"data.patch_size must lie between 16 and 80 pixels, got {patch_size}")
+        self.patch_size = patch_size
+        self.class_names = list(PHOTOGRAPHS)
+
+    def setup(self, stage: str) -> None:
+        splits = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ()}[stage]
+        if not splits:
+            return
+        photographs = [_grey_square(name) for name in PHOTOGRAPHS]
+        for split in splits:
+            patches = [_patches(photograph, split, self.patch_size) for photograph in photographs]
+            labels = torch.arange(len(patches)).repeat_interleave(torch.tensor([len(p) for p in patches]))
+            setattr(self, f"{split}_set", TensorDataset(torch.cat(patches), labels))
+
+    def evaluate_transform(self, image: Image.Image) -> Tensor:
+        """The centre of an image, ``(3, patch_size, patch_size)``; a smaller image is enlarged first."""
+        grey = image.convert("L")
+        if min(grey.size) < self.patch_size:
+            return _standardise(_tensor(ImageOps.fit(grey, (self.patch_size, self.patch_size))))
+        left, top = (grey.width - self.patch_size) // 2, (grey.height - self.patch_size) // 2
+        return _standardise(_tensor(grey.crop((left, top, left + self.patch_size, top + self.patch_size))))
+
+
+def _grey_square(name: str) -> Image.Image:
+    pixels: NDArray[np.uint8] = getattr(skimage.data, name)()
+    photograph = Image.fromarray(pixels).convert("L")
+    left, top = (photograph.width - SIZE) // 2, (photograph.height - SIZE) // 2
+    return photograph.crop((left, top, left + SIZE, top + SIZE))
+
+
+def _tensor(grey: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(grey, dtype=np.float32) / 255)
+
+
+def _patches(photograph: Image.Image, split: str, size: int) -> Tensor:
+    """All patches of a split, ``(B, 3, size, size)``."""
+    start, end, step = REGIONS[split]
+    strip = _tensor(photograph)[:, start:end]
+    patches = strip.unfold(0, size, 2 * step).unfold(1, size, step)
+    return _standardise(patches.flatten(0, 1))
+
+
+def _standardise(patches: Tensor) -> Tensor:
+    """Grey ``(..., H, W)`` to three equal channels with mean 0 and standard deviation 1 for each patch."""
+    patches = patches - patches.mean((-2, -1), keepdim=True)
+    deviation = patches.std((-2, -1), keepdim=True)
+    # one grey level in 255: a flat patch stays flat instead of becoming amplified round-off
+    patches = patches / deviation.clamp_min(1 / 255)
+    return patches.unsqueeze(-3).expand(*patches.shape[:-2], 3, *patches.shape[-2:]).contiguous()
