@@ -5,12 +5,15 @@ Shapes: B batch, C channels, H x W pixels, K classes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
+from pytorch_lightning.cli import OptimizerCallable, ReduceLROnPlateau
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, MultiStepLR
 from torchmetrics.classification import MulticlassAccuracy
 
 from app.backbones import Downsampling, Stem, build_backbone
@@ -35,7 +38,7 @@ class Classifier(pl.LightningModule):
         weights: weights of the backbone: a file of torchvision's, or a name such as IMAGENET1K_V1; null: random.
         optimizer: any optimizer of torch; the default is the papers' SGD.
         classifier_learning_rate: learning rate of the linear classifier; null: that of the optimizer.
-        lr_scheduler: any schedule of torch, stepped once an epoch; the default decays by 10 at epochs 30 and 45.
+        lr_scheduler: any schedule of torch, stepped once an epoch; null: the papers' decay by 10 at epochs 30 and 45.
     """
 
     def __init__(
@@ -51,9 +54,7 @@ class Classifier(pl.LightningModule):
         weights: str | None = None,
         optimizer: OptimizerCallable = lambda params: torch.optim.SGD(params, lr=0.1, momentum=0.9, weight_decay=1e-4),
         classifier_learning_rate: float | None = None,
-        lr_scheduler: LRSchedulerCallable = lambda optimizer: torch.optim.lr_scheduler.MultiStepLR(
-            optimizer, milestones=[30, 45], gamma=0.1
-        ),
+        lr_scheduler: Callable[[Optimizer], LRScheduler] | None = None,
     ) -> None:
         super().__init__()
         # what checkpoints keep must be plain; optimizer and schedule are kept by `_training_setup`
@@ -127,7 +128,7 @@ class Classifier(pl.LightningModule):
         if self.classifier_learning_rate is not None:
             groups[1]["lr"] = self.classifier_learning_rate
         optimizer = self.optimizer(groups)
-        scheduler = self.lr_scheduler(optimizer)
+        scheduler = self.lr_scheduler(optimizer) if self.lr_scheduler else MultiStepLR(optimizer, [30, 45], gamma=0.1)
         self._training_setup = _describe(optimizer, scheduler)
         configuration: dict[str, Any] = {"scheduler": scheduler, "interval": "epoch"}
         if isinstance(scheduler, ReduceLROnPlateau):
@@ -154,15 +155,20 @@ class Classifier(pl.LightningModule):
             )
 
 
-def _pair(configuration: dict[str, Any]) -> tuple[torch.optim.Optimizer, Any]:
+DERIVED = ("params", "initial_lr", "base_lrs")
+"""Entries of an optimizer or schedule that say nothing of their own about its settings."""
+
+
+def _pair(configuration: dict[str, Any]) -> tuple[Optimizer, LRScheduler]:
     return configuration["optimizer"], configuration["lr_scheduler"]["scheduler"]
 
 
-def _describe(optimizer: torch.optim.Optimizer, scheduler: Any) -> dict[str, str]:
+def _describe(optimizer: Optimizer, scheduler: LRScheduler) -> dict[str, str]:
     """The settings of a fresh optimizer and schedule as plain text, to compare two runs by."""
     settings = {"optimizer": type(optimizer).__name__, "lr_scheduler": type(scheduler).__name__}
     for index, group in enumerate(optimizer.param_groups):
-        settings.update({f"optimizer.{key}[{index}]": repr(group[key]) for key in group if key != "params"})
-    state = scheduler.state_dict().items()
-    settings.update({f"lr_scheduler.{k}": repr(v) for k, v in state if not (k.startswith("_") or callable(v))})
+        settings.update({f"optimizer.{k}[{index}]": repr(v) for k, v in group.items() if k not in DERIVED})
+    for key, value in scheduler.state_dict().items():
+        if not (key.startswith("_") or key in DERIVED or callable(value)):
+            settings[f"lr_scheduler.{key}"] = repr(value)
     return settings

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-import traceback
+import warnings
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,6 +17,7 @@ from pytorch_lightning.utilities import rank_zero_info
 import app.classifier  # noqa: F401 - importing makes the classes known by their short names
 import callbacks
 import datamodules  # noqa: F401
+from app.errors import describe, fail, print_newline_after_progress_bar, wants_traceback
 
 UNREADABLE_IMAGES = 3
 """Exit status of a prediction that went through, but could not read some of the images."""
@@ -26,7 +27,7 @@ class Parser(LightningArgumentParser):
     """Ends with one line instead of the whole usage."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        if os.environ.get("APP_TRACEBACK") and ex is not None:
+        if wants_traceback() and ex is not None:
             raise ex
         fail(message, status=2)
 
@@ -47,32 +48,32 @@ class CLI(LightningCLI):
         parser.add_lightning_class_args(callbacks.PredictionWriter, "predictions")
 
     def _parse_ckpt_path(self) -> None:
-        """Find the last checkpoint, and settle the model between the checkpoint and the command line."""
+        """Find the checkpoint, and settle the model between the checkpoint and the command line."""
         options = self.config[self.config["subcommand"]]
-        if options.get("ckpt_path") == "last":
-            self._find_last(options)
+        if options.get("ckpt_path") in ("last", "best"):
+            options["ckpt_path"] = self._find(options["ckpt_path"], options)
         path = options.get("ckpt_path")
-        if not path or path in ("best", "hpc"):
+        if not path or path == "hpc":
             return
         if not Path(path).is_file():
             raise FileNotFoundError(f"--ckpt_path {path} does not exist")
         self._take_hyperparameters(_read_checkpoint(path), options, path)
 
-    def _find_last(self, options: Any) -> None:
-        run = _run_folder(options)
-        found = sorted(run.glob("version_*/checkpoints/last*.ckpt"), key=lambda path: path.stat().st_mtime)
+    def _find(self, which: str, options: Any) -> str | None:
+        """The newest ``last`` or ``best`` checkpoint of all versions of this run."""
+        run, fitting = _run_folder(options), self.config["subcommand"] == "fit"
+        found = sorted(run.glob(f"version_*/checkpoints/{which}*.ckpt"), key=lambda path: path.stat().st_mtime)
         if found:
-            options["ckpt_path"] = str(found[-1])
-        elif self.config["subcommand"] == "fit":
-            rank_zero_info(f"no checkpoint below {run} yet: starting from the beginning")
-            options["ckpt_path"] = None
-        else:
-            raise FileNotFoundError(f"--ckpt_path last: no checkpoint below {run}")
-        if found and self.config["subcommand"] == "fit":
-            options["trainer.logger.init_args.version"] = found[-1].parents[1].name
+            if fitting and which == "last":
+                options["trainer.logger.init_args.version"] = found[-1].parents[1].name
+            return str(found[-1])
+        if not fitting:
+            raise FileNotFoundError(f"--ckpt_path {which}: no checkpoint below {run}")
+        rank_zero_info(f"no checkpoint below {run} yet: starting from the beginning")
+        return None
 
     def _take_hyperparameters(self, checkpoint: dict[str, Any], options: Any, path: str) -> None:
-        """The checkpoint's hyper-parameters stand, but for those given on the command line, which win."""
+        """The checkpoint's hyper-parameters stand, but those given on the command line itself win."""
         stored = dict(checkpoint.get("hyper_parameters", {}))
         stored.pop("_instantiator", None)
         stored_class = stored.pop("_class_path", None)
@@ -80,15 +81,17 @@ class CLI(LightningCLI):
             raise ValueError(f"--ckpt_path {path} was not written by this program: it names no model")
         model = options["model"]
         if stored_class.rsplit(".", 1)[-1] != model["class_path"].rsplit(".", 1)[-1]:
-            raise ValueError(f"--ckpt_path {path} holds a {stored_class}, the command asks for {model['class_path']}")
+            raise ValueError(
+                f"--ckpt_path {path} holds a {stored_class}, the configuration asks for {model['class_path']}"
+            )
         given = _given_model_keys(sys.argv[1:])
         for key, value in stored.items():
             here = model["init_args"].get(key)
             here = here.as_dict() if hasattr(here, "as_dict") else here
             if here == value or key not in model["init_args"]:
                 continue
-            winner = "command line" if key in given else "checkpoint"
-            rank_zero_info(f"model.{key}: {value} in the checkpoint, {here} in the command: the {winner} wins")
+            winner = "configuration" if key in given else "checkpoint"
+            rank_zero_info(f"model.{key}: {value} in the checkpoint, {here} in the configuration: the {winner} wins")
             if key not in given:
                 model["init_args"][key] = value
         # weights are in the checkpoint
@@ -113,10 +116,12 @@ class CLI(LightningCLI):
         checkpoint = self.trainer.checkpoint_callback
         best = getattr(checkpoint, "best_model_score", None)
         parts = [f"validation top-1 {self.trainer.callback_metrics['val/top1']:.4f}"]
-        if best is not None:
+        if checkpoint is not None and best is not None:
             parts[0] += f" (best {best:.4f})"
             parts += [f"checkpoint {_relative(checkpoint.best_model_path)}"]
-        print("; ".join([*parts, f"log {_relative(self.trainer.log_dir or '')}"]))
+        if self.trainer.log_dir:
+            parts += [f"log {_relative(self.trainer.log_dir)}"]
+        print("; ".join(parts))
 
     def after_predict(self) -> None:
         writer = next(c for c in self.trainer.callbacks if isinstance(c, callbacks.PredictionWriter))
@@ -130,6 +135,9 @@ class CLI(LightningCLI):
 
 def main() -> None:
     """Run the command line; an error is one line, with its traceback where ``APP_TRACEBACK`` is set."""
+    # Lightning 2.6 with newer torch: its own use of a deprecated name, and advice that does not hold for data in memory
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     try:
         CLI(
             trainer_defaults={
@@ -144,16 +152,10 @@ def main() -> None:
             auto_configure_optimizers=False,
         )
     except Exception as error:
-        if os.environ.get("APP_TRACEBACK"):
+        if wants_traceback():
             raise
-        fail(f"{_where(error)}{error}" if str(error) else type(error).__name__)
-
-
-def fail(message: str, status: int = 1) -> NoReturn:
-    """Print one line to stderr and exit."""
-    line = " ".join(message.split())
-    print(f"error: {line} (APP_TRACEBACK=1 shows the traceback)", file=sys.stderr)
-    sys.exit(status)
+        print_newline_after_progress_bar(error)
+        fail(describe(error))
 
 
 def _run_folder(options: Any) -> Path:
@@ -179,15 +181,4 @@ def _given_model_keys(arguments: list[str]) -> set[str]:
 
 
 def _relative(path: str) -> str:
-    return os.path.relpath(path) if path else ""
-
-
-def _where(error: Exception) -> str:
-    """For errors that our code did not foresee: their kind, and the last line of ours they passed through."""
-    if isinstance(error, ValueError | FileNotFoundError | FloatingPointError):
-        return ""
-    root = Path(__file__).parents[1]
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).is_relative_to(root)]
-    ours = [f for f in frames if ".venv" not in f.filename and "site-packages" not in f.filename]
-    place = f" at {Path(ours[-1].filename).relative_to(root)}:{ours[-1].lineno}" if ours else ""
-    return f"{type(error).__name__}{place}: "
+    return os.path.relpath(path)

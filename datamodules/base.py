@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from PIL import Image
@@ -99,9 +100,16 @@ class FolderOfImages(Dataset[tuple[Tensor | None, str, str | None]]):
         path = self.files[index]
         try:
             with Image.open(path) as image:
-                return self.transform(image), str(path), None
+                return self.transform(_with_8_bits(image)), str(path), None
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             return None, str(path), " ".join(str(error).split()) or type(error).__name__
+
+
+def _with_8_bits(image: Image.Image) -> Image.Image:
+    """Pillow clips 16-bit grey levels instead of scaling them."""
+    if not image.mode.startswith("I"):
+        return image
+    return Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
 
 
 def collate_images(items: list[tuple[Tensor | None, str, str | None]]) -> dict[str, Any]:

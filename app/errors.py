@@ -1,0 +1,77 @@
+"""Errors in one line: what is wrong, and what to do about it."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import traceback
+from pathlib import Path
+from typing import NoReturn
+
+FORESEEN = (ValueError, FileNotFoundError, FloatingPointError)
+"""Errors whose message says all; of others the kind and the place are told too."""
+
+
+def wants_traceback() -> bool:
+    """Whether the user asked for tracebacks, by the environment variable ``APP_TRACEBACK``."""
+    return bool(os.environ.get("APP_TRACEBACK"))
+
+
+def fail(message: str, status: int = 1) -> NoReturn:
+    """Print one line to stderr and exit."""
+    print(f"error: {one_line(message)} [APP_TRACEBACK=1 shows more]", file=sys.stderr)
+    sys.exit(status)
+
+
+def print_newline_after_progress_bar(error: Exception) -> None:
+    """End the line of an unfinished progress bar, if the error came out of Lightning's loops."""
+    if any("/loops/" in frame.filename for frame in traceback.extract_tb(error.__traceback__)):
+        print(flush=True)
+
+
+def describe(error: Exception) -> str:
+    """The message of an error; for an unforeseen one also its kind and the last line of ours that it passed."""
+    message = str(error) or type(error).__name__
+    if "loading state_dict" in message:
+        return message
+    if isinstance(error, FORESEEN) or type(error).__module__.startswith(("pytorch_lightning", "lightning")):
+        return message
+    root = Path(__file__).parents[1]
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).is_relative_to(root)]
+    ours = [f for f in frames if "site-packages" not in f.filename]
+    place = f" at {Path(ours[-1].filename).relative_to(root)}:{ours[-1].lineno}" if ours else ""
+    return f"{type(error).__name__}{place}: {message}"
+
+
+def one_line(message: str) -> str:
+    """Fold a message into one line, and take the parser's bookkeeping out of it."""
+    text = " ".join(message.split())
+    if match := re.search(r"required: \w+\.model", text):
+        return f"{match[0]}: give a configuration, --config configs/demo.yaml"
+    if match := re.search(r"Expected a dot import path string: (\S+)", text):
+        return f"unknown class {match[1]!r}: the README lists the models, data modules and callbacks"
+    if "loading state_dict" in text:
+        return _misfit(text)
+    text = re.sub(r"Given value: (Namespace|NestedArg)\(.*", "", text)
+    text = re.sub(r"Given value type: <class '[^']*'>", "", text)
+    text = re.sub(r"Does not validate against any of the Union subtypes Subtypes: \[.*?\] Errors:", "", text)
+    text = re.sub(r"- Expected a <class 'NoneType'>", "", text)
+    text = re.sub(r"- Expected a <class '(\w+)'>", r"expected \1,", text)
+    text = re.sub(r"Given value:", "got", text)
+    text = re.sub(r'Parser key "([^"]+)": ?', r"\1: ", text)
+    return " ".join(re.sub(r"(^|: )- ", r"\1", text.strip()).split())
+
+
+def _misfit(text: str) -> str:
+    """Torch lists every tensor that does not fit: name the first, and count the others."""
+    shapes = re.findall(r"size mismatch for (\S+):.*?torch\.Size\((\[.*?\])\).*?torch\.Size\((\[.*?\])\)", text)
+    names = re.findall(r'"([\w.]+)"', text.partition("size mismatch")[0])
+    if shapes:
+        name, stored, here = shapes[0]
+        what = f"{name} is {stored} there and {here} here"
+    else:
+        what = f"{names[0] if names else 'a tensor'} is missing or unknown"
+    others = len(shapes) + len(names) - 1
+    more = f", and {others} more tensors differ" if others > 0 else ""
+    return f"the checkpoint does not fit the configured model: {what}{more}"

@@ -1,0 +1,114 @@
+import pytest
+import torch
+
+from app.layers import META_LAYERS, GlobalCovariancePooling
+from app.spectral import matrix_sqrt
+
+TRUE_GRADIENTS = ("mpn-cov", "isqrt-cov", "ns-minimax", "svd-exact", "svd-pade", "svd-trunc")
+
+
+def features(batch=3, channels=8, side=4, dtype=torch.float64):
+    return torch.randn(batch, channels, side, side, dtype=dtype, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("meta_layer", META_LAYERS)
+def test_shapes_and_dtype(meta_layer):
+    layer = GlobalCovariancePooling(8, 5, meta_layer)
+    pooled = layer(features(dtype=torch.float32))
+    assert pooled.shape == (3, 8 if meta_layer == "gap" else 15) == (3, layer.out_features)
+    assert pooled.dtype == torch.float32
+
+
+def test_gap_is_the_mean_and_has_no_parameters():
+    layer = GlobalCovariancePooling(8, 5, "gap")
+    assert not list(layer.parameters())
+    assert torch.equal(layer(features()), features().mean((2, 3)))
+
+
+def test_upper_triangle_of_the_square_root_of_the_covariance_of_the_reduced_channels():
+    layer = GlobalCovariancePooling(8, 5, "svd-exact").double()
+    x = layer.reduction(features()).flatten(2)
+    x = x - x.mean(-1, keepdim=True)
+    Q = matrix_sqrt(x @ x.mT / x.shape[-1])
+    rows, columns = torch.triu_indices(5, 5)
+    # the layer decomposes in float64 what the formula above does: equal up to the condition of the square root
+    torch.testing.assert_close(layer(features()), Q[:, rows, columns], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("dim", [5, None])
+@pytest.mark.parametrize("meta_layer", TRUE_GRADIENTS)
+def test_gradcheck(meta_layer, dim):
+    # evaluation mode: batch statistics would couple the samples through gradcheck's perturbations, ReLU has kinks at 0
+    layer = GlobalCovariancePooling(6, dim, meta_layer).double().eval()
+    x = features(2, 6, 4).requires_grad_()
+    assert torch.autograd.gradcheck(layer, x)
+
+
+def test_result_has_the_dtype_of_the_features_and_autocast_does_not_reach_the_spectral_part(monkeypatch):
+    seen = []
+    eigh = torch.linalg.eigh
+    monkeypatch.setattr(torch.linalg, "eigh", lambda A: seen.append(A.dtype) or eigh(A))
+    layer = GlobalCovariancePooling(8, 5, "svd-exact")
+    x = features(dtype=torch.float32)
+    expected = layer(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        under_autocast = layer(x)
+    assert set(seen) == {torch.float64}
+    assert under_autocast.dtype == torch.bfloat16  # what the convolution hands over
+    # the convolution rounds to bfloat16 (eps 2^-7); the square root is 1/2-homogeneous, so errors stay of that order
+    torch.testing.assert_close(under_autocast.float(), expected, rtol=0, atol=8 * 2**-7 * expected.abs().max().item())
+
+
+def test_options_reach_the_method():
+    one = GlobalCovariancePooling(8, None, "isqrt-cov", {"iterations": 1})(features())
+    ten = GlobalCovariancePooling(8, None, "isqrt-cov", {"iterations": 10})(features())
+    exact = GlobalCovariancePooling(8, None, "svd-exact")(features())
+    assert (ten - exact).norm() < 0.05 * (one - exact).norm()
+
+
+def test_spectral_dtype():
+    assert GlobalCovariancePooling(8, 5, spectral_dtype="float32").spectral_dtype == torch.float32
+
+
+def test_counts_decompositions_of_its_own_only():
+    first, second = GlobalCovariancePooling(8, 5, "svd-exact"), GlobalCovariancePooling(8, 5, "svd-exact")
+    first(features(dtype=torch.float32))
+    assert (first.counts.calls, second.counts.calls, first.counts.failures) == (1, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"dim": 9}, "between 2 and the 8 channels"),
+        ({"dim": 1}, "between 2 and the 8 channels"),
+        ({"meta_layer": "svd"}, "unknown meta_layer 'svd'"),
+        ({"meta_layer": "svd-pade", "meta_options": {"degree": 3}}, "svd-pade takes no option 'degree'"),
+        ({"meta_layer": "gap", "meta_options": {"iterations": 3}}, "gap takes no options"),
+        ({"meta_options": {"iterations": 0}}, "iterations must be at least 1"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        GlobalCovariancePooling(8, **{"dim": 4, **arguments})
+
+
+def test_a_single_position_is_refused():
+    with pytest.raises(ValueError, match="more than one position"):
+        GlobalCovariancePooling(8, 4)(torch.zeros(2, 8, 1, 1))
+
+
+def test_non_finite_features_and_weights_are_told_apart():
+    layer = GlobalCovariancePooling(8, 5, "svd-exact").eval()
+    x = features(dtype=torch.float32)
+    x[1, 2, 0, 0] = torch.nan
+    with pytest.raises(FloatingPointError, match=r"1 of 3 samples.*weights of this layer are finite"):
+        layer(x)
+    with torch.no_grad():
+        layer.reduction[0].weight[0, 0] = torch.inf
+    with pytest.raises(FloatingPointError, match=r"weights reduction\.0\.weight are not finite"):
+        layer(features(dtype=torch.float32))
+
+
+def test_state_dict_holds_only_the_reduction():
+    keys = GlobalCovariancePooling(8, 5).state_dict().keys()
+    assert all(key.startswith("reduction.") for key in keys)

@@ -1,0 +1,40 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def demo():
+    return ROOT / "configs" / "demo.yaml"
+
+
+@pytest.fixture
+def main(monkeypatch, tmp_path):
+    """The command line in this process, in an empty folder: ``main("fit", "--config", ...)`` gives the exit status."""
+    from app.cli import main as entry
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["train.py", *map(str, arguments)])
+        try:
+            entry()
+        except SystemExit as end:
+            return end.code
+        return 0
+
+    monkeypatch.chdir(tmp_path)
+    return run
+
+
+@pytest.fixture(scope="session")
+def train():
+    """The command line in a new process, as a user runs it."""
+
+    def run(*arguments, cwd):
+        command = [sys.executable, str(ROOT / "train.py"), *map(str, arguments)]
+        return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+
+    return run

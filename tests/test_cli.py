@@ -1,0 +1,222 @@
+"""The command line in this process: what it accepts, what it refuses, and what wins."""
+
+import re
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+SHORT = (
+    "--trainer.limit_train_batches",
+    "2",
+    "--trainer.limit_val_batches",
+    "2",
+    "--trainer.enable_progress_bar",
+    "false",
+)
+
+
+def only_error(capsys):
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+@pytest.fixture
+def trained(main, demo, capsys):
+    """A run of one short epoch in the current folder; its checkpoints."""
+    assert main("fit", "--config", demo, "--trainer.max_epochs", 1, *SHORT) == 0
+    capsys.readouterr()
+    from pathlib import Path
+
+    return Path("runs/demo/version_0/checkpoints")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("fit", "--config", "nope.yaml"), r"config: File does not exist.*nope\.yaml"),
+        (("fit",), "fit.model: give a configuration"),
+        ((), "expected .subcommand. to be one of"),
+        (("fit", "--config", "DEMO", "--model.nope", 3), "'nope' is not accepted"),
+        (("fit", "--config", "DEMO", "--trainer.nope", 3), r"trainer\.nope"),
+        (("fit", "--config", "DEMO", "--model.class_path", "Nope"), "unknown class 'Nope'"),
+        (("fit", "--config", "DEMO", "--data", "Nope"), "unknown class 'Nope'"),
+        (("fit", "--config", "DEMO", "--model.meta_layer", "nope"), "unknown meta_layer 'nope': choose one of gap"),
+        (("fit", "--config", "DEMO", "--model.backbone", "nope"), "unknown backbone 'nope': choose one of"),
+        (("fit", "--config", "DEMO", "--model.dim", 65), "dim must lie between 2 and the 64 channels"),
+        (("fit", "--config", "DEMO", "--model.dim", "many"), "dim: expected int, got many"),
+        (("fit", "--config", "DEMO", "--model.meta_options.degree", 3), "isqrt-cov takes no option 'degree'"),
+        (("fit", "--config", "DEMO", "--model.num_classes", 7), "the data has 6 classes, model.num_classes is 7"),
+        (("fit", "--config", "DEMO", "--data.batch_size", 0), "data.batch_size must be at least 1"),
+        (("fit", "--config", "DEMO", "--data.batch_size", 100000), "fewer than data.batch_size"),
+        (("test", "--config", "DEMO", "--ckpt_path", "nope.ckpt"), "--ckpt_path nope.ckpt does not exist"),
+        (("test", "--config", "DEMO", "--ckpt_path", "last"), "no checkpoint below runs/demo"),
+        (("predict", "--config", "DEMO", "--data.predict_folder", "nope"), "data.predict_folder nope is no folder"),
+        (("predict", "--config", "DEMO"), "--data.predict_folder FOLDER"),
+        (
+            ("predict", "--config", "DEMO", "--data.predict_folder", ".", "--predictions.output", "nope/p.csv"),
+            "predictions.output nope/p.csv: its folder does not exist",
+        ),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_line(main, demo, capsys, arguments, message):
+    status = main(*(demo if argument == "DEMO" else argument for argument in arguments))
+    error = only_error(capsys)
+    assert status in (1, 2)
+    assert re.search(message, error), error
+    assert len(error) < 400
+    assert "Traceback" not in error
+
+
+def test_an_unknown_key_in_the_file(main, demo, capsys, tmp_path):
+    config = yaml.safe_load(demo.read_text())
+    config["model"]["init_args"]["pooling"] = "max"
+    (tmp_path / "bad.yaml").write_text(yaml.safe_dump(config))
+    assert main("fit", "--config", "bad.yaml") == 2
+    assert "pooling" in only_error(capsys)
+
+
+def test_a_broken_file(main, capsys, tmp_path):
+    (tmp_path / "bad.yaml").write_text("model: [unclosed")
+    assert main("fit", "--config", "bad.yaml") == 2
+    assert "bad.yaml" in only_error(capsys)
+
+
+def test_the_traceback_on_demand(main, demo, monkeypatch):
+    monkeypatch.setenv("APP_TRACEBACK", "1")
+    with pytest.raises(ValueError, match="dim must lie between"):
+        main("fit", "--config", demo, "--model.dim", 65)
+
+
+def test_help_comes_from_the_docstrings(main, capsys):
+    assert main("fit", "--model.help", "Classifier") == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "learning rate of the linear classifier; null: that of the optimizer." in text
+    assert "default: isqrt-cov" in text
+    assert main("fit", "--data.help", "Textures") == 0
+    assert "side of a patch in pixels" in " ".join(capsys.readouterr().out.split())
+
+
+def test_print_config_can_be_run(main, demo, capsys, tmp_path):
+    assert main("fit", "--config", demo, "--print_config") == 0
+    (tmp_path / "printed.yaml").write_text(capsys.readouterr().out)
+    assert main("fit", "--config", "printed.yaml", "--trainer.fast_dev_run", "true") == 0
+
+
+def test_optimizer_and_schedule_can_be_replaced(main, demo):
+    arguments = ("--model.optimizer", "Adam", "--model.optimizer.lr", 0.002, "--model.lr_scheduler", "CosineAnnealingLR",
+                 "--model.lr_scheduler.T_max", 5, "--trainer.max_epochs", 1)  # fmt: skip
+    assert main("fit", "--config", demo, *arguments, *SHORT) == 0
+    checkpoint = torch.load("runs/demo/version_0/checkpoints/last.ckpt", weights_only=True)
+    assert checkpoint["training_setup"]["optimizer"] == "Adam"
+    assert checkpoint["lr_schedulers"][0]["T_max"] == 5
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_batch_of_one_trains(main, demo, batch):
+    assert main("fit", "--config", demo, "--data.batch_size", batch, "--trainer.max_epochs", 1, *SHORT) == 0
+
+
+def test_the_last_line_and_the_files(main, demo, capsys):
+    assert main("fit", "--config", demo, "--trainer.max_epochs", 1, *SHORT) == 0
+    last = capsys.readouterr().out.strip().splitlines()[-1]
+    match = re.fullmatch(r"validation top-1 (0\.\d{4}) \(best \1\); checkpoint (\S+); log (\S+)", last)
+    assert match
+    checkpoint = torch.load(match[2], weights_only=True)
+    assert checkpoint["epoch"] == 0
+    config = yaml.safe_load(open(f"{match[3]}/config.yaml"))
+    assert config["model"]["init_args"]["meta_layer"] == "isqrt-cov"
+
+
+def test_event_files_hold_the_fixed_tags(main, demo):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert main("fit", "--config", demo, "--trainer.max_epochs", 2, "--trainer.log_every_n_steps", 1, *SHORT) == 0
+    assert main("test", "--config", demo, "--ckpt_path", "last", "--trainer.limit_test_batches", 1) == 0
+    events = EventAccumulator("runs/demo/version_0")
+    events.Reload()
+    tags = set(events.Tags()["scalars"])
+    assert {"train/loss", "train/top1", "val/loss", "val/top1", "val/top5", "test/loss", "test/top1"} <= tags
+    assert [event.step for event in events.Scalars("train/loss")] == [0, 1, 2, 3]
+    assert len(events.Scalars("val/top1")) == 2
+    assert all(0 <= event.value <= 1 for event in events.Scalars("val/top1"))
+
+
+def test_the_checkpoint_wins_over_the_file_and_the_command_line_over_both(main, demo, capsys):
+    assert main("fit", "--config", demo, "--model.meta_layer", "mpn-cov", "--trainer.max_epochs", 1, *SHORT) == 0
+    test = ("test", "--config", demo, "--ckpt_path", "last", "--trainer.limit_test_batches", 1)
+    capsys.readouterr()
+
+    assert main(*test) == 0
+    assert yaml.safe_load(open("runs/demo/version_0/config_test.yaml"))["model"]["init_args"]["meta_layer"] == "mpn-cov"
+
+    assert main(*test, "--model.meta_layer", "svd-exact") == 0
+    config = yaml.safe_load(open("runs/demo/version_0/config_test.yaml"))
+    assert config["model"]["init_args"]["meta_layer"] == "svd-exact"
+    # fit's own record is not overwritten by tests
+    assert yaml.safe_load(open("runs/demo/version_0/config.yaml"))["model"]["init_args"]["meta_layer"] == "mpn-cov"
+
+
+def test_a_checkpoint_of_another_shape_is_one_line(main, demo, capsys, trained):
+    assert main("test", "--config", demo, "--ckpt_path", "last", "--model.dim", 16) == 1
+    error = only_error(capsys)
+    assert "does not fit the configured model: pooling.reduction.0.weight is [32, 64, 1, 1] there" in error
+
+
+def test_a_checkpoint_of_another_model(main, demo, capsys, trained):
+    checkpoint = torch.load(trained / "last.ckpt", weights_only=True)
+    checkpoint["hyper_parameters"]["_class_path"] = "somewhere.Detector"
+    torch.save(checkpoint, "other.ckpt")
+    assert main("test", "--config", demo, "--ckpt_path", "other.ckpt") == 1
+    assert "holds a somewhere.Detector" in only_error(capsys)
+
+
+class Hostile:
+    def __reduce__(self):
+        return open, ("executed", "w")
+
+
+@pytest.mark.parametrize("kind", ["truncated", "foreign", "text", "hostile"])
+def test_damaged_and_foreign_checkpoints(main, demo, capsys, trained, kind, tmp_path):
+    if kind == "truncated":
+        (tmp_path / "bad.ckpt").write_bytes((trained / "last.ckpt").read_bytes()[:5000])
+    elif kind == "foreign":
+        torch.save({"weight": torch.zeros(1)}, "bad.ckpt")
+    elif kind == "hostile":
+        torch.save({"state_dict": Hostile()}, "bad.ckpt")
+    else:
+        (tmp_path / "bad.ckpt").write_text("not a checkpoint")
+    assert main("test", "--config", demo, "--ckpt_path", "bad.ckpt") == 1
+    assert "--ckpt_path bad.ckpt is no checkpoint" in only_error(capsys)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_predict_writes_the_csv_and_names_what_it_could_not_read(main, demo, capsys, trained, tmp_path):
+    import csv
+
+    (tmp_path / "images").mkdir()
+    for name in ("b.png", "a.jpg"):
+        Image.effect_noise((70, 60), 40).save(tmp_path / "images" / name)
+    predict = ("predict", "--config", demo, "--ckpt_path", "best", "--data.predict_folder", "images")
+    assert main(*predict) == 0
+    rows = list(csv.DictReader(open("predictions.csv")))
+    assert [row["file"] for row in rows] == ["images/a.jpg", "images/b.png"]
+    for row in rows:
+        best = [entry.split(":") for entry in row["top5"].split(";")]
+        assert len(best) == 5
+        assert (row["class"], float(row["probability"])) == (best[0][0], float(best[0][1]))
+        assert [float(p) for _, p in best] == sorted((float(p) for _, p in best), reverse=True)
+
+    (tmp_path / "images" / "broken.jpg").write_bytes(b"\xff\xd8\xff")
+    assert main(*predict, "--predictions.output", "again.csv") == 3
+    assert "unreadable, skipped: images/broken.jpg" in capsys.readouterr().err
+    assert len(list(csv.DictReader(open("again.csv")))) == 2
+
+
+def test_only_unreadable_images(main, demo, trained, tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "broken.jpg").write_bytes(b"\xff\xd8\xff")
+    assert main("predict", "--config", demo, "--ckpt_path", "best", "--data.predict_folder", "images") == 3
+    assert open("predictions.csv").read().splitlines() == ["file,class,probability,top5"]
