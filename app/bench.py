@@ -220,31 +220,41 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         usage="python -m app.bench [options]",
         description="Time the forward and backward pass of every layer, from features to the square root of their "
         "covariance (the default sizes take about five minutes on two cores).",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     number = {"type": _positive, "metavar": "INT"}
+    grid = " ".join(map(str, POSITIONS))
+    sweep = " ".join(map(str, SWEEP[:-1]))
+    names, device = list(contestants()), "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--batch", nargs="+", **number, help="samples in a batch (default: 16; with --full 16 128)")
-    parser.add_argument("--channels", nargs="+", **number, default=[256], help="channels d")
-    parser.add_argument("--positions", nargs="+", **number, default=list(POSITIONS), help="positions N = H W")
+    parser.add_argument("--channels", nargs="+", **number, default=[256], help="channels d (default: 256)")
+    parser.add_argument(
+        "--positions", nargs="+", **number, default=list(POSITIONS), help=f"positions N = H W (default: {grid})"
+    )
     parser.add_argument(
         "--sweep",
         nargs="*",
         **number,
-        help=f"channels of a second series with batch {SWEEP_BATCH} and N = {SWEEP_POSITIONS}; nothing: no second "
-        f"series (default: {' '.join(map(str, SWEEP[:-1]))}; with --full {SWEEP[-1]} too)",
+        help=f"channels of a second series of sizes, with batch {SWEEP_BATCH} and N = {SWEEP_POSITIONS}; without a "
+        f"number there is none (default: {sweep}; with --full {sweep} {SWEEP[-1]})",
     )
-    names = list(contestants())
-    parser.add_argument("--methods", nargs="+", choices=names, metavar="NAME", default=names, help="the contestants")
-    parser.add_argument("--repeats", **number, default=5, help="timed rounds, after one round of warm-up")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to run")
-    parser.add_argument("--dtype", choices=["float32", "float64"], default="float64", help="dtype of the features")
-    parser.add_argument("--full", action="store_true", help="all sizes; takes long")
+    parser.add_argument(
+        "--methods", nargs="+", choices=names, metavar="NAME", default=names, help=f"all (default) or some of {names}"
+    )
+    parser.add_argument("--repeats", **number, default=5, help="timed rounds, after a warm-up (default: %(default)s)")
+    parser.add_argument("--device", default=device, help="cpu, cuda or cuda:INDEX (default: %(default)s)")
+    parser.add_argument(
+        "--dtype",
+        choices=["float32", "float64"],
+        default="float64",
+        help="dtype of the features; the spectral part is float64 (default: %(default)s)",
+    )
+    parser.add_argument("--full", action="store_true", help="all sizes; takes about an hour on two cores")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="also write the figures there")
     options = parser.parse_args(arguments)
     try:
         torch.zeros(1, device=options.device, dtype=torch.float64)
-    except (RuntimeError, TypeError, AssertionError) as error:
-        parser.error(f"--device: cannot use {options.device!r}: {str(error).splitlines()[0]}")
+    except (RuntimeError, TypeError, AssertionError):
+        parser.error(f"--device: there is no {options.device!r} with float64 here")
     if options.csv is not None and not options.csv.parent.is_dir():
         parser.error(f"--csv: there is no folder {options.csv.parent}")
     return options

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities import rank_zero_info
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 import app.classifier  # noqa: F401 - importing makes the classes known by their short names
 import callbacks
@@ -29,6 +31,8 @@ class Parser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if wants_traceback() and ex is not None:
             raise ex
+        if "Problems parsing config" in message:
+            message = f"{' '.join(_given_files(sys.argv[1:]))} is no valid YAML: {message}"
         fail(message, status=2)
 
 
@@ -42,7 +46,7 @@ class CLI(LightningCLI):
                 "checkpoint.monitor": "val/top1",
                 "checkpoint.mode": "max",
                 "checkpoint.filename": "best",
-                "checkpoint.save_last": True,
+                "checkpoint.enable_version_counter": False,
             }
         )
         parser.add_lightning_class_args(callbacks.PredictionWriter, "predictions")
@@ -62,7 +66,7 @@ class CLI(LightningCLI):
     def _find(self, which: str, options: Any) -> str | None:
         """The newest ``last`` or ``best`` checkpoint of all versions of this run."""
         run, fitting = _run_folder(options), self.config["subcommand"] == "fit"
-        found = sorted(run.glob(f"version_*/checkpoints/{which}*.ckpt"), key=lambda path: path.stat().st_mtime)
+        found = sorted(run.glob(f"version_*/checkpoints/{which}.ckpt"), key=lambda path: path.stat().st_mtime)
         if found:
             if fitting and which == "last":
                 options["trainer.logger.init_args.version"] = found[-1].parents[1].name
@@ -145,17 +149,26 @@ def main() -> None:
                     "class_path": "TensorBoardLogger",
                     "init_args": {"save_dir": "runs", "name": "run", "default_hp_metric": False},
                 },
-                "callbacks": [LearningRateMonitor()],
+                # save_last of the callback above writes only when the monitored value improves
+                "callbacks": [LearningRateMonitor(), _last_checkpoint()],
             },
             seed_everything_default=0,
             parser_class=Parser,
             auto_configure_optimizers=False,
         )
+    except SIGTERMException:
+        print("stopped by SIGTERM: --ckpt_path last goes on after the last finished epoch", file=sys.stderr)
+        sys.exit(128 + signal.SIGTERM)
     except Exception as error:
         if wants_traceback():
             raise
         print_newline_after_progress_bar(error)
         fail(describe(error))
+
+
+def _last_checkpoint() -> ModelCheckpoint:
+    """Keeps ``last.ckpt`` of every finished epoch, whatever it scored."""
+    return ModelCheckpoint(filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
 
 
 def _run_folder(options: Any) -> Path:
@@ -172,6 +185,14 @@ def _read_checkpoint(path: str) -> dict[str, Any]:
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise ValueError(f"--ckpt_path {path} is no checkpoint: it holds no state_dict")
     return checkpoint
+
+
+def _given_files(arguments: list[str]) -> list[str]:
+    """What stands behind ``--config`` on the command line."""
+    pairs = zip(arguments, [*arguments[1:], ""], strict=True)
+    return [
+        value if name in ("-c", "--config") else name for name, value in pairs if name.startswith(("-c", "--config"))
+    ]
 
 
 def _given_model_keys(arguments: list[str]) -> set[str]:

@@ -43,8 +43,8 @@ STYLES: dict[str, dict[str, Any]] = {
 
 
 def gaps(points: int = 1500) -> Tensor:
-    """The horizontal axis: t from 1 down to 1e-17, evenly spaced in its logarithm, float64 ``(points,)``."""
-    return torch.logspace(0, -17, points, dtype=torch.float64)
+    """The horizontal axis: t from below 1 (l_j > 0) down to 1e-18, even in its logarithm, float64 ``(points,)``."""
+    return torch.logspace(-0.01, -18, points, dtype=torch.float64)
 
 
 def factors(name: str, eigenvalue: float, t: Tensor) -> Tensor:
@@ -71,11 +71,11 @@ def draw() -> Figure:
     damping, magnitude = figure.subplots(1, 2)
     _draw_damping(damping, gaps())
     _draw_magnitude(magnitude, gaps())
-    for axes in (damping, magnitude):
-        axes.set(xscale="log", yscale="log", xlim=(1, 1e-17))
+    for axes, height in ((damping, 0.04), (magnitude, 0.5)):
+        axes.set(xscale="log", yscale="log", xlim=(1, 3e-18))
         axes.set_xlabel(r"$1 - \lambda_j/\lambda_i$   (far apart $\longrightarrow$ equal)")
-        axes.axvspan(EQUAL, 1e-17, color="0.93", zorder=0)
-        axes.text(2.3e-17, 0.04, "equal in float64", transform=axes.get_xaxis_transform(), rotation=90, ha="center")
+        axes.axvspan(EQUAL, 1e-18, color="0.93", zorder=0)
+        axes.text(1e-17, height, "equal in float64", transform=axes.get_xaxis_transform(), rotation=90, ha="center")
     figure.legend(*damping.get_legend_handles_labels(), loc="outside lower center", ncols=8, frameon=False)
     return figure
 
@@ -98,13 +98,8 @@ def _draw_magnitude(axes: Axes, t: Tensor) -> None:
         axes.plot(t, K, color=STYLES[name]["color"], linewidth=1, linestyle=STYLES[name].get("linestyle", "solid"))
     axes.set(ylim=(1e-6, 1e36))
     axes.set_title(r"$K_{ij}$ and $D_{ij}$ at $\lambda_i = 10^{-12}\,\mathrm{tr}\,P$", fontsize=11)
-    axes.text(2e-6, 1e26, r"thin: $K_{ij}$ for $1/(\lambda_i - \lambda_j)$", ha="center")
-    axes.text(
-        1e-8,
-        3e-4,
-        r"thick: $D_{ij} = K_{ij}(\sqrt{\lambda_i} - \sqrt{\lambda_j})$," "\nwhich the gradient sees",
-        ha="center",
-    )
+    axes.text(0.1, 1e29, r"thin: $K_{ij}$, the stand-in for $1/(\lambda_i - \lambda_j)$")
+    axes.text(0.4, 1e-5, r"thick: $D_{ij}$," "\nwhat the gradient sees")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -122,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with matplotlib.rc_context({"font.size": 10}):
         figure = draw()
         try:
-            figure.savefig(path, dpi=150)
+            figure.savefig(path, dpi=125)
         except (OSError, ValueError) as error:
             parser.error(f"--output: cannot write {path}: {error}")
 

@@ -1,6 +1,8 @@
 """The command line in this process: what it accepts, what it refuses, and what wins."""
 
+import csv
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,13 +25,20 @@ def only_error(capsys):
     return lines[0]
 
 
+def meta_layer(config):
+    return yaml.safe_load(Path(config).read_text())["model"]["init_args"]["meta_layer"]
+
+
+def read_csv(path):
+    with Path(path).open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
 @pytest.fixture
 def trained(main, demo, capsys):
     """A run of one short epoch in the current folder; its checkpoints."""
     assert main("fit", "--config", demo, "--trainer.max_epochs", 1, *SHORT) == 0
     capsys.readouterr()
-    from pathlib import Path
-
     return Path("runs/demo/version_0/checkpoints")
 
 
@@ -106,9 +115,9 @@ def test_print_config_can_be_run(main, demo, capsys, tmp_path):
 
 
 def test_optimizer_and_schedule_can_be_replaced(main, demo):
-    arguments = ("--model.optimizer", "Adam", "--model.optimizer.lr", 0.002, "--model.lr_scheduler", "CosineAnnealingLR",
-                 "--model.lr_scheduler.T_max", 5, "--trainer.max_epochs", 1)  # fmt: skip
-    assert main("fit", "--config", demo, *arguments, *SHORT) == 0
+    optimizer = ("--model.optimizer", "Adam", "--model.optimizer.lr", 0.002)
+    schedule = ("--model.lr_scheduler", "CosineAnnealingLR", "--model.lr_scheduler.T_max", 5)
+    assert main("fit", "--config", demo, *optimizer, *schedule, "--trainer.max_epochs", 1, *SHORT) == 0
     checkpoint = torch.load("runs/demo/version_0/checkpoints/last.ckpt", weights_only=True)
     assert checkpoint["training_setup"]["optimizer"] == "Adam"
     assert checkpoint["lr_schedulers"][0]["T_max"] == 5
@@ -122,11 +131,11 @@ def test_a_batch_of_one_trains(main, demo, batch):
 def test_the_last_line_and_the_files(main, demo, capsys):
     assert main("fit", "--config", demo, "--trainer.max_epochs", 1, *SHORT) == 0
     last = capsys.readouterr().out.strip().splitlines()[-1]
-    match = re.fullmatch(r"validation top-1 (0\.\d{4}) \(best \1\); checkpoint (\S+); log (\S+)", last)
+    match = re.fullmatch(r"validation top-1 (\d\.\d{4}) \(best \1\); checkpoint (\S+); log (\S+)", last)
     assert match
     checkpoint = torch.load(match[2], weights_only=True)
     assert checkpoint["epoch"] == 0
-    config = yaml.safe_load(open(f"{match[3]}/config.yaml"))
+    config = yaml.safe_load(Path(match[3], "config.yaml").read_text())
     assert config["model"]["init_args"]["meta_layer"] == "isqrt-cov"
 
 
@@ -150,13 +159,12 @@ def test_the_checkpoint_wins_over_the_file_and_the_command_line_over_both(main, 
     capsys.readouterr()
 
     assert main(*test) == 0
-    assert yaml.safe_load(open("runs/demo/version_0/config_test.yaml"))["model"]["init_args"]["meta_layer"] == "mpn-cov"
+    assert meta_layer("runs/demo/version_0/config_test.yaml") == "mpn-cov"
 
     assert main(*test, "--model.meta_layer", "svd-exact") == 0
-    config = yaml.safe_load(open("runs/demo/version_0/config_test.yaml"))
-    assert config["model"]["init_args"]["meta_layer"] == "svd-exact"
+    assert meta_layer("runs/demo/version_0/config_test.yaml") == "svd-exact"
     # fit's own record is not overwritten by tests
-    assert yaml.safe_load(open("runs/demo/version_0/config.yaml"))["model"]["init_args"]["meta_layer"] == "mpn-cov"
+    assert meta_layer("runs/demo/version_0/config.yaml") == "mpn-cov"
 
 
 def test_a_checkpoint_of_another_shape_is_one_line(main, demo, capsys, trained):
@@ -194,14 +202,12 @@ def test_damaged_and_foreign_checkpoints(main, demo, capsys, trained, kind, tmp_
 
 
 def test_predict_writes_the_csv_and_names_what_it_could_not_read(main, demo, capsys, trained, tmp_path):
-    import csv
-
     (tmp_path / "images").mkdir()
     for name in ("b.png", "a.jpg"):
         Image.effect_noise((70, 60), 40).save(tmp_path / "images" / name)
     predict = ("predict", "--config", demo, "--ckpt_path", "best", "--data.predict_folder", "images")
     assert main(*predict) == 0
-    rows = list(csv.DictReader(open("predictions.csv")))
+    rows = read_csv("predictions.csv")
     assert [row["file"] for row in rows] == ["images/a.jpg", "images/b.png"]
     for row in rows:
         best = [entry.split(":") for entry in row["top5"].split(";")]
@@ -212,11 +218,11 @@ def test_predict_writes_the_csv_and_names_what_it_could_not_read(main, demo, cap
     (tmp_path / "images" / "broken.jpg").write_bytes(b"\xff\xd8\xff")
     assert main(*predict, "--predictions.output", "again.csv") == 3
     assert "unreadable, skipped: images/broken.jpg" in capsys.readouterr().err
-    assert len(list(csv.DictReader(open("again.csv")))) == 2
+    assert len(read_csv("again.csv")) == 2
 
 
 def test_only_unreadable_images(main, demo, trained, tmp_path):
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "broken.jpg").write_bytes(b"\xff\xd8\xff")
     assert main("predict", "--config", demo, "--ckpt_path", "best", "--data.predict_folder", "images") == 3
-    assert open("predictions.csv").read().splitlines() == ["file,class,probability,top5"]
+    assert Path("predictions.csv").read_text().splitlines() == ["file,class,probability,top5"]

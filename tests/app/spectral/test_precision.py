@@ -90,6 +90,8 @@ def test_nothing_low_is_decomposed(d, N, autocast, dtype, features, dtypes_decom
 @pytest.mark.parametrize(("method", "route"), ROUTES)
 def test_autocast_changes_nothing(method, route, function, backward_inside, spectral, features, normal):
     options = {"dtype": spectral, "route": route}
+    if method == "svd-pi":
+        options["taylor_degree"] = 5  # the powers of degree 100 overflow in float32
     X, G = features(SPECTRUM, 4, 9).float(), normal(4, 4).float()
     if function == "inverse" and method == "svd-topn":
         function = "matrix"  # the inverse is not defined
