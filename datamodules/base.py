@@ -9,8 +9,12 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from PIL import Image
+from pytorch_lightning.overrides.distributed import UnrepeatedDistributedSampler
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+
+UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
+"""What Pillow raises for a file that it cannot decode."""
 
 
 class ImageDataModule(pl.LightningDataModule):
@@ -42,36 +46,49 @@ class ImageDataModule(pl.LightningDataModule):
         raise NotImplementedError
 
     def train_dataloader(self) -> DataLoader[Any]:
-        return self._loader(self.train_set, train=True)
+        images = len(self.train_set)  # type: ignore[arg-type]
+        if images < self.batch_size:
+            raise ValueError(f"the training set has {images} images, fewer than data.batch_size {self.batch_size}")
+        return self._loader(self.train_set, shuffle=True, drop_last=True)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        return self._loader(self.val_set)
+        return self._evaluation_loader(self.val_set)
 
     def test_dataloader(self) -> DataLoader[Any]:
-        return self._loader(self.test_set)
+        return self._evaluation_loader(self.test_set)
 
     def predict_dataloader(self) -> DataLoader[Any]:
         if self.predict_folder is None:
             raise ValueError("predict needs a folder of images: --data.predict_folder FOLDER")
         return self._loader(FolderOfImages(self.predict_folder, self.evaluate_transform), collate_fn=collate_images)
 
-    def _loader(self, dataset: Dataset[Any], *, train: bool = False, **options: Any) -> DataLoader[Any]:
-        world_size = self.trainer.world_size if self.trainer is not None else 1
-        if self.batch_size % world_size:
-            raise ValueError(f"data.batch_size {self.batch_size} does not divide among {world_size} processes")
-        images = len(dataset)  # type: ignore[arg-type]
-        if train and images < self.batch_size:
-            raise ValueError(f"the training set has {images} images, fewer than data.batch_size {self.batch_size}")
+    def _evaluation_loader(self, dataset: Dataset[Any]) -> DataLoader[Any]:
+        """Every image once over all processes: the sampler that Lightning would add repeats some to even them out."""
+        processes, images = self._processes, len(dataset)  # type: ignore[arg-type]
+        if processes == 1:
+            return self._loader(dataset)
+        if images < processes:
+            # a process without a batch would leave the others waiting
+            raise ValueError(f"the evaluation set has {images} images, fewer than the {processes} processes")
+        rank = self.trainer.global_rank  # type: ignore[union-attr]
+        sampler = UnrepeatedDistributedSampler(dataset, num_replicas=processes, rank=rank, shuffle=False)
+        return self._loader(dataset, sampler=sampler)
+
+    def _loader(self, dataset: Dataset[Any], **options: Any) -> DataLoader[Any]:
+        if self.batch_size % self._processes:
+            raise ValueError(f"data.batch_size {self.batch_size} does not divide among {self._processes} processes")
         return DataLoader(
             dataset,
-            batch_size=self.batch_size // world_size,
-            shuffle=train,
-            drop_last=train,
+            batch_size=self.batch_size // self._processes,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
             **options,
         )
+
+    @property
+    def _processes(self) -> int:
+        return self.trainer.world_size if self.trainer is not None else 1
 
 
 class FolderOfImages(Dataset[tuple[Tensor | None, str, str | None]]):
@@ -99,17 +116,26 @@ class FolderOfImages(Dataset[tuple[Tensor | None, str, str | None]]):
         """The image, its file, and ``None``; or ``None``, the file, and what is wrong with it."""
         path = self.files[index]
         try:
-            with Image.open(path) as image:
-                return self.transform(_with_8_bits(image)), str(path), None
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            return None, str(path), " ".join(str(error).split()) or type(error).__name__
+            return self.transform(read_image(path)), str(path), None
+        except UNREADABLE as error:
+            return None, str(path), reason(error)
 
 
-def _with_8_bits(image: Image.Image) -> Image.Image:
-    """Pillow clips 16-bit grey levels instead of scaling them."""
-    if not image.mode.startswith("I"):
-        return image
-    return Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
+def read_image(path: str | Path) -> Image.Image:
+    """Decode an image file completely; grey levels of 16 bits become 8 bits.
+
+    Raises:
+        OSError: or another of `UNREADABLE`, if the file is missing, truncated or no image.
+    """
+    with Image.open(path) as image:
+        if image.mode.startswith("I"):  # Pillow clips 16-bit grey levels instead of scaling them
+            return Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
+        return image.copy()
+
+
+def reason(error: BaseException) -> str:
+    """What is wrong with a file, in one line."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def collate_images(items: list[tuple[Tensor | None, str, str | None]]) -> dict[str, Any]:

@@ -39,8 +39,8 @@ class Method:
     backward_function: ScalarFunction | None = None
     keep: int | None = None
 
-    def spectrum(self, eigenvalues: Tensor) -> Tensor:
-        """The eigenvalues ``(B, r)`` (ascending) that the layer works with: those after the N-th are zero."""
+    def _kept(self, eigenvalues: Tensor) -> Tensor:
+        """The eigenvalues ``(B, r)``, ascending, with those after the N-th largest zero."""
         if self.keep is None or self.keep >= eigenvalues.shape[-1]:
             return eigenvalues
         eigenvalues = eigenvalues.clone()
@@ -49,7 +49,7 @@ class Method:
 
     def values(self, eigenvalues: Tensor) -> Tensor:
         """``f(l)``, (B, r)."""
-        f = self.function
+        f, eigenvalues = self.function, self._kept(eigenvalues)
         if isinstance(f, NewtonSchulz):
             scale = _trace_scale(eigenvalues)
             return f.value(eigenvalues / scale).mul_(scale**f.degree)
@@ -62,7 +62,7 @@ class Method:
             D ``(B, r, r)``; its column for an eigenvalue of zero, D_i0 ``(B, r)``, which pairs range and null space;
             and for functions of P / tr(P) the weights t ``(B, r)`` of the trace term ``(sum_i t_i M_ii) I``.
         """
-        f = self.backward_function or self.function
+        f, eigenvalues = self.backward_function or self.function, self._kept(eigenvalues)
         if not isinstance(f, NewtonSchulz):
             return *self._pairs(f, eigenvalues), None
         scale = _trace_scale(eigenvalues)
@@ -99,10 +99,11 @@ class MatrixFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, G: Tensor) -> tuple[Tensor, None, None, None]:
-        if ctx.twice and torch.is_grad_enabled():
-            eigenvalues, U, Q = ctx.saved_tensors
-            return _SquareRootGradient.apply(Q, G, eigenvalues, U), None, None, None
-        return _first_order_gradient(ctx, G), None, None, None
+        with torch.autocast(G.device.type, enabled=False):
+            if ctx.twice and torch.is_grad_enabled():
+                eigenvalues, U, Q = ctx.saved_tensors
+                return _SquareRootGradient.apply(Q, G, eigenvalues, U), None, None, None
+            return _first_order_gradient(ctx, G), None, None, None
 
 
 @once_differentiable
@@ -181,6 +182,11 @@ class CovarianceFunction(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, G: Tensor) -> tuple[Tensor, None, None, None, None]:
+        with torch.autocast(G.device.type, enabled=False):
+            return CovarianceFunction._gradient(ctx, G), None, None, None, None
+
+    @staticmethod
+    def _gradient(ctx: Any, G: Tensor) -> Tensor:
         eigenvalues, U, other = ctx.saved_tensors
         D, D_null, t = ctx.method.differences(eigenvalues)
         G = G.to(U.dtype)
@@ -195,4 +201,4 @@ class CovarianceFunction(torch.autograd.Function):
         else:
             dY = _gradient_of_matrix(G, U, D, t) @ other
             dY.mul_(2)
-        return (dY.mul_(dY.shape[-1] ** -0.5)).to(ctx.input_dtype), None, None, None, None
+        return dY.mul_(dY.shape[-1] ** -0.5).to(ctx.input_dtype)

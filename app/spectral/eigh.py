@@ -5,8 +5,12 @@ Shapes: B batch, n matrix size. Everything here runs without autograd.
 
 from __future__ import annotations
 
+import os
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import cache
+from threading import Barrier
 
 import torch
 from torch import Tensor
@@ -51,8 +55,8 @@ def eigh(A: Tensor, counts: FailureCounts | None = None) -> tuple[Tensor, Tensor
     """Decompose ``A = V diag(l) V^T``; matrices that fail are solved one by one, the good ones stay untouched.
 
     A matrix that does not converge, or that the sampled check finds wrong, is retried in float64 on the CPU. One
-    that fails there too is reported in the mask, with eigenvalues and eigenvectors of zero, and is left to a route
-    that needs no decomposition. Nothing is raised, so that one process of several never falls out of step.
+    that fails there too is reported in the mask, with eigenvalues of one and eigenvectors of zero, and is left to a
+    route that needs no decomposition. Nothing is raised, so that one process of several never falls out of step.
 
     Args:
         A: finite symmetric matrices ``(B, n, n)``, float32 or float64.
@@ -65,7 +69,7 @@ def eigh(A: Tensor, counts: FailureCounts | None = None) -> tuple[Tensor, Tensor
     counts = FailureCounts() if counts is None else counts
     counts.calls += 1
     try:
-        eigenvalues, V = torch.linalg.eigh(A)
+        eigenvalues, V = _eigh_in_threads(A.detach())
     except LinAlgError:
         return _one_by_one(A, counts)
     if counts.calls % CHECK_EVERY == 1 and len(A):
@@ -75,6 +79,39 @@ def eigh(A: Tensor, counts: FailureCounts | None = None) -> tuple[Tensor, Tensor
             counts.silently_wrong += int(wrong.sum())
             return _retry(A, eigenvalues, V, wrong.nonzero().flatten().tolist(), counts)
     return eigenvalues, V, None
+
+
+def _eigh_in_threads(A: Tensor) -> tuple[Tensor, Tensor]:
+    """`torch.linalg.eigh`, on a CPU with one thread for each share of the batch.
+
+    The backend would give all threads to one small matrix after the other. They then meet at a barrier thousands of
+    times, which is slow at best, and stalls where loader workers or other programs want the same cores.
+    """
+    threads = min(torch.get_num_threads(), len(A)) if A.device.type == "cpu" else 1
+    if threads < 2:
+        eigenvalues, V = torch.linalg.eigh(A)
+        return eigenvalues, V
+    shares = list(_single_threads(torch.get_num_threads()).map(torch.linalg.eigh, A.tensor_split(threads)))
+    return torch.cat([share[0] for share in shares]), torch.cat([share[1] for share in shares])
+
+
+@cache
+def _single_threads(threads: int) -> ThreadPoolExecutor:
+    """A pool of threads in each of which torch uses no other thread."""
+
+    def use_one_thread() -> None:
+        torch.get_num_threads()  # a thread takes over the common number when torch is first used in it: let that pass
+        torch.set_num_threads(1)
+
+    pool = ThreadPoolExecutor(threads, "eigh", initializer=use_one_thread)
+    together = Barrier(threads)
+    list(pool.map(lambda _: together.wait(), range(threads)))  # start all of them
+    torch.set_num_threads(threads)  # threads that others start later take over the number that was set last
+    return pool
+
+
+if hasattr(os, "register_at_fork"):  # a forked process has no threads but its own (and Windows does not fork)
+    os.register_at_fork(after_in_child=_single_threads.cache_clear)
 
 
 def _is_wrong(A: Tensor, eigenvalues: Tensor, V: Tensor) -> Tensor:
@@ -103,6 +140,8 @@ def _one_by_one(A: Tensor, counts: FailureCounts) -> tuple[Tensor, Tensor, Tenso
 def _retry(
     A: Tensor, eigenvalues: Tensor, V: Tensor, failed: list[int], counts: FailureCounts
 ) -> tuple[Tensor, Tensor, Tensor | None]:
+    if not failed:
+        return eigenvalues, V, None
     unsolved = torch.zeros(len(A), dtype=torch.bool, device=A.device)
     for b in failed:
         A_cpu = A[b : b + 1].to("cpu", torch.float64)
@@ -114,7 +153,7 @@ def _retry(
         if solved:
             eigenvalues[b], V[b] = l_cpu[0].to(eigenvalues), V_cpu[0].to(V)
         else:
-            eigenvalues[b], V[b], unsolved[b] = 0, 0, True
+            eigenvalues[b], V[b], unsolved[b] = 1, 0, True
     left = int(unsolved.sum())
     counts.solved_on_cpu += len(failed) - left
     counts.solved_by_iteration += left

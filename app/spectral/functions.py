@@ -138,8 +138,7 @@ def matrix_inverse_sqrt(P: Tensor, method: str = "svd-exact", *, eps: float = 1e
     Raises:
         ValueError: also when ``P + eps I`` is not positive definite.
     """
-    if eps < 0:
-        raise ValueError(f"eps must not be negative, got {eps}")
+    _check_eps(eps)
     return _of_matrix(P, InverseSquareRoot(), method, options, eps=eps)
 
 
@@ -155,8 +154,7 @@ def matrix_power(P: Tensor, alpha: float, method: str = "svd-exact", **options: 
 
 def matrix_log(P: Tensor, method: str = "svd-exact", *, eps: float = 1e-5, **options: Any) -> Tensor:
     """``log(P + eps I)`` (DeepO2P, Ionescu et al., ICCV 2015); otherwise as `matrix_inverse_sqrt`."""
-    if eps < 0:
-        raise ValueError(f"eps must not be negative, got {eps}")
+    _check_eps(eps)
     return _of_matrix(P, Logarithm(), method, options, eps=eps)
 
 
@@ -200,12 +198,15 @@ def _of_matrix(P: Tensor, f: ScalarFunction, name: str, options: dict[str, Any],
         if _by_products(method, route, A):
             return _products(A, method).to(P.dtype).reshape(P.shape)
         with torch.no_grad():
-            eigenvalues, U, unsolved = eigh(A, counts)
-            precision = max(torch.finfo(P.dtype).eps, torch.finfo(dtype).eps)
-            _check_spectrum(eigenvalues, f, eps, precision)
-            if not eps:
-                eigenvalues = eigenvalues.masked_fill(_is_null(eigenvalues, A.shape[-1] * precision), 0)
-            eigenvalues = method.spectrum(eigenvalues)
+            eigenvalues, U, unsolved = eigh((A + A.mT) / 2, counts)  # the backend would read one triangle only
+            solved = slice(None) if unsolved is None else ~unsolved
+            _check_spectrum(eigenvalues[solved] - eps, P.dtype)
+            if eps:  # P is semi-definite: what lies below eps is round-off
+                eigenvalues = eigenvalues.clamp_min(eps)
+            else:
+                eigenvalues = _without_null(eigenvalues, A.shape[-1])
+                if isinstance(f, InverseSquareRoot | Logarithm) and (eigenvalues[solved] == 0).any():
+                    raise ValueError("P + eps I must be positive definite, and P is singular: raise eps")
         Q = MatrixFunction.apply(A, eigenvalues, U, method)
         if unsolved is not None:
             Q = _replace(Q, unsolved, A, method)
@@ -231,12 +232,10 @@ def _of_features(X: Tensor, f: ScalarFunction, name: str, options: dict[str, Any
             gram = Y.mT @ Y if d > N else Y @ Y.mT
             _check_covariance(gram)
             eigenvalues, V, unsolved = eigh(gram, counts)
-            eigenvalues = method.spectrum(
-                eigenvalues.masked_fill(_is_null(eigenvalues, max(d, N) * torch.finfo(dtype).eps), 0)
-            )
+            eigenvalues = _without_null(eigenvalues, max(d, N))
         Q = CovarianceFunction.apply(X, Y, eigenvalues, V, method)
         if unsolved is not None:
-            Q = _replace(Q, unsolved, _covariance(X, dtype), method)
+            Q = _replace(Q, unsolved, _covariance(X, torch.float64), method)
         return Q.reshape(*batch, d, d)
 
 
@@ -288,7 +287,8 @@ def _replace(Q: Tensor, unsolved: Tensor, A: Tensor, method: Method) -> Tensor:
         f = _iteration(f, FALLBACK)
     if not isinstance(f, NewtonSchulz):
         raise LinAlgError(f"{int(unsolved.sum())} matrices could not be decomposed, and {f} needs it")
-    result = newton_schulz(A[unsolved], f.coefficients, inverse=f.inverse)
+    # in float64, for the iteration amplifies round-off in the null space
+    result = newton_schulz(A[unsolved].double(), f.coefficients, inverse=f.inverse)
     return Q.index_put((unsolved,), result.to(Q.dtype))
 
 
@@ -303,9 +303,10 @@ def _covariance(X: Tensor, dtype: torch.dtype) -> Tensor:
     return Y @ Y.mT / X.shape[-1]
 
 
-def _is_null(eigenvalues: Tensor, tolerance: float) -> Tensor:
-    """Eigenvalues that cannot be told from zero: the backward error of the decomposition is about n eps l_max."""
-    return eigenvalues <= tolerance * eigenvalues[..., -1:].clamp_min(0)
+def _without_null(eigenvalues: Tensor, n: int) -> Tensor:
+    """Zero in place of what cannot be told from it: the backward error of the decomposition is about n eps l_max."""
+    limit = n * torch.finfo(eigenvalues.dtype).eps * eigenvalues[..., -1:].clamp_min(0)
+    return eigenvalues.masked_fill(eigenvalues <= limit, 0)
 
 
 def _check_floating(X: Tensor, what: str) -> None:
@@ -323,9 +324,12 @@ def _check_matrix(P: Tensor) -> None:
         return
     if not P.isfinite().all():
         raise FloatingPointError("matrices contain non-finite values")
-    scale, asymmetry = P.detach().abs().max(), (P - P.mT).detach().abs().max()
-    if asymmetry > torch.finfo(P.dtype).eps ** 0.5 * scale:
-        raise ValueError(f"matrices must be symmetric, |P - P^T| reaches {asymmetry:.3g} at |P| = {scale:.3g}")
+    P = P.detach()
+    scale, asymmetry = P.abs().amax((-2, -1)), (P - P.mT).abs().amax((-2, -1))
+    wrong = asymmetry > torch.finfo(P.dtype).eps ** 0.5 * scale
+    if wrong.any():
+        worst = asymmetry[wrong].max()
+        raise ValueError(f"{int(wrong.sum())} of {wrong.numel()} matrices are not symmetric, |P - P^T| = {worst:.3g}")
 
 
 def _check_covariance(covariance: Tensor) -> None:
@@ -335,12 +339,20 @@ def _check_covariance(covariance: Tensor) -> None:
         raise FloatingPointError(f"{int(bad.sum())} of {len(bad)} samples have non-finite features or covariances")
 
 
-def _check_spectrum(eigenvalues: Tensor, f: ScalarFunction, eps: float, precision: float) -> None:
+def _check_eps(eps: float) -> None:
+    if not 0 <= eps < float("inf"):
+        raise ValueError(f"eps must be a finite number of at least 0, got {eps}")
+
+
+def _check_spectrum(eigenvalues: Tensor, dtype: torch.dtype) -> None:
     if not eigenvalues.numel():
         return
-    smallest, largest = eigenvalues[:, 0].min().item(), eigenvalues.abs().max().item()
     # the same allowance for round-off in P as for its symmetry
-    if smallest - eps < -(precision**0.5) * largest:
-        raise ValueError(f"matrices must be positive semi-definite, the smallest eigenvalue is {smallest - eps:.3g}")
-    if smallest <= 0 and isinstance(f, InverseSquareRoot | Logarithm):
-        raise ValueError(f"P + eps I must be positive definite, its smallest eigenvalue is {smallest:.3g}: raise eps")
+    allowance = torch.finfo(dtype).eps ** 0.5 * eigenvalues.abs().amax(-1)
+    wrong = eigenvalues[:, 0] < -allowance
+    if wrong.any():
+        smallest = eigenvalues[:, 0].min()
+        raise ValueError(
+            f"{int(wrong.sum())} of {len(wrong)} matrices are not positive semi-definite, "
+            f"the smallest eigenvalue is {smallest:.3g}"
+        )

@@ -65,8 +65,9 @@ def power_iteration(f: ScalarFunction, a: Tensor, b: Tensor, *, degree: int) -> 
     D = [(1 - x^(K+1)) f(a) + (x^-(K+1) - 1) f(b)] / (a - b) grows like x^-K, and overflows for small x. That is why
     the method diverges here (sec. 3.3, appendix A). A zero eigenvalue has no series; that pair gets f[a, b].
     """
-    high, low = torch.maximum(a, b), torch.minimum(a, b)
-    x = torch.where(high > 0, low / high, 0)
-    D = (1 - x ** (degree + 1)) * f.value(high) + (x ** -(degree + 1) - 1) * f.value(low)
-    D = torch.where(x < 1, D / (high - low), (degree + 1) * 2 * f.value(high) / high)
+    high, t = relative_gap(a, b)
+    low = torch.minimum(a, b)
+    log_power = (degree + 1) * torch.log1p(-t)
+    D = torch.expm1(-log_power) * f.value(low) - torch.expm1(log_power) * f.value(high)
+    D = torch.where(t > 0, D / (high - low), 2 * (degree + 1) * f.value(high) / high)
     return torch.where(low > 0, D, f.divided_difference(a, b))

@@ -150,6 +150,11 @@ class _NewtonSchulzProducts(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, G: Tensor) -> tuple[Tensor, None, None]:
+        with torch.autocast(G.device.type, enabled=False):
+            return _NewtonSchulzProducts._gradient(ctx, G), None, None
+
+    @staticmethod
+    def _gradient(ctx: Any, G: Tensor) -> Tensor:
         trace, Q, *m_steps = ctx.saved_tensors
         G = (G + G.mT).mul_(0.5)
         v, dv = (None, None) if ctx.inverse else (m_steps[0], G.clone())
@@ -166,7 +171,7 @@ class _NewtonSchulzProducts(torch.autograd.Function):
         dv.mul_(trace ** (degree - 1))
         in_trace = degree * (G * Q).sum((-2, -1)) / trace[:, 0, 0] - (dv * m_steps[0]).sum((-2, -1))
         dv.diagonal(dim1=-2, dim2=-1).add_(in_trace.unsqueeze(-1))
-        return dv, None, None
+        return dv
 
 
 def _step(m: Tensor, a: float, b: float) -> Tensor:

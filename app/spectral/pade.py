@@ -34,7 +34,7 @@ def pade_coefficients(degree: int) -> tuple[Tensor, Tensor]:
     m = torch.arange(n + 1, dtype=torch.float64)
     q = torch.full((n + 1,), -(1 - DELTA) / n, dtype=torch.float64)
     q[0] = 1
-    return 1 - (1 - DELTA) * m / n, q
+    return (n - m + DELTA * m) / n, q
 
 
 def pade_order(degree: int) -> int:

@@ -54,19 +54,21 @@ class InverseSquareRoot:
 class Power:
     """f = l^alpha (the general exponent of MPN-COV, Li et al., ICCV 2017).
 
-    With h the larger argument and t = |a - b| / h:  f[a, b] = h^(alpha - 1) (1 - (1 - t)^alpha) / t.
+    With h the larger argument and t = |a - b| / h:  f[a, b] = h^(alpha - 1) (1 - (1 - t)^alpha) / t. For t above 1/2
+    the quotient of differences is the accurate one: 1 - t has lost digits of the smaller argument.
     """
 
     alpha: float
 
     def value(self, a: Tensor) -> Tensor:
-        return a**self.alpha if self.alpha > 0 else torch.where(a > 0, a**self.alpha, 0)
+        return a**self.alpha
 
     def divided_difference(self, a: Tensor, b: Tensor) -> Tensor:
         high, t = relative_gap(a, b)
-        quotient = -torch.expm1(self.alpha * torch.log1p(-t)) / t
-        quotient = torch.where(t > 0, quotient, self.alpha)
-        return torch.where(high > 0, high ** (self.alpha - 1) * quotient, 0)
+        near = high ** (self.alpha - 1) * torch.where(t > 0, -torch.expm1(self.alpha * torch.log1p(-t)) / t, self.alpha)
+        far = (self.value(a) - self.value(b)) / (a - b)
+        at_zero = float(self.alpha == 1)
+        return torch.where(high > 0, torch.where(t > 0.5, far, near), at_zero)
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,8 @@ class Logarithm:
 
     def divided_difference(self, a: Tensor, b: Tensor) -> Tensor:
         high, t = relative_gap(a, b)
-        return torch.where(t > 0, -torch.log1p(-t) / t, 1) / high
+        near = torch.where(t > 0, -torch.log1p(-t) / t, 1) / high
+        return torch.where(t > 0.5, (a.log() - b.log()) / (a - b), near)
 
 
 def relative_gap(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

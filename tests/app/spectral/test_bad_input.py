@@ -72,7 +72,9 @@ def test_matrices(name, P, error, message):
 @pytest.mark.parametrize("small", [with_entry(EYE, -0.5), EYE + torch.ones(3, 3).triu(1)])
 def test_bad_matrix_beside_a_large_one(small, method):
     # round-off is relative to the matrix it is found in, not to its neighbours in the batch
-    refused(ValueError, "must be (symmetric|positive semi-definite)", matrix_sqrt, torch.stack([small, 1e10 * EYE]), method)
+    refused(
+        ValueError, "must be (symmetric|positive semi-definite)", matrix_sqrt, torch.stack([small, 1e10 * EYE]), method
+    )
 
 
 @pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
@@ -85,8 +87,9 @@ def test_round_off_is_no_fault(dtype, scale):
     # no decomposition is to blame for what is in the input
     assert counts == FailureCounts(calls=1)
     # an error of e in P is one of sqrt(e) in its root, at most
-    torch.testing.assert_close(Q, scale**0.5 * torch.diag(torch.tensor([1.0, 0.0, 1.0], dtype=dtype)), rtol=0, atol=(
-        scale * 10 * eps) ** 0.5)
+    torch.testing.assert_close(
+        Q, scale**0.5 * torch.diag(torch.tensor([1.0, 0.0, 1.0], dtype=dtype)), rtol=0, atol=(scale * 10 * eps) ** 0.5
+    )
 
 
 @pytest.mark.parametrize("name", OF_FEATURES)
@@ -152,7 +155,9 @@ def test_unknown_method(name, method):
 )
 def test_option_of_another_method(name, method, option, takes):
     function, x = ALL[name]
-    refused(ValueError, rf"^{method} takes no option '{option}' \(it takes {takes}\)$", function, x, method, **{option: 3})
+    refused(
+        ValueError, rf"^{method} takes no option '{option}' \(it takes {takes}\)$", function, x, method, **{option: 3}
+    )
 
 
 @pytest.mark.parametrize("name", ["matrix_sqrt", "matrix_power", "covariance_sqrt", "covariance_power"])
@@ -211,4 +216,6 @@ def test_iteration_for_another_function(method):
 
 @pytest.mark.parametrize("function", [matrix_inverse_sqrt, matrix_log])
 def test_topn_for_a_function_without_a_value_at_zero(function):
-    refused(ValueError, "svd-topn sets eigenvalues to zero, where this function is not defined", function, EYE, "svd-topn")
+    refused(
+        ValueError, "svd-topn sets eigenvalues to zero, where this function is not defined", function, EYE, "svd-topn"
+    )

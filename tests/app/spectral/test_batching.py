@@ -103,7 +103,7 @@ def decompositions(monkeypatch):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_one_decomposition_for_the_batch(method, normal, backprop, decompositions):
+def test_one_decomposition_for_the_batch_of_a_thread(method, normal, backprop, decompositions):
     backprop(lambda X: covariance_sqrt(X, method), normal(8, 6, 5), normal(8, 6, 6))
     assert [A.shape for A in decompositions] == [(8, 5, 5)]
     decompositions.clear()

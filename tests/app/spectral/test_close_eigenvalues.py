@@ -46,10 +46,22 @@ def pade_extra(n):
 
 # name: (rule, K_ij for l_i > l_j, relative error as a function of the relative gap, beyond the roundings)
 RULES = {
-    "svd-trunc": (lambda f, a, b: gradients.truncated(f, a, b, limit=1e4), lambda a, b: min(1 / (a - b), 10**4), no_extra),
-    "svd-taylor": (lambda f, a, b: gradients.taylor(f, a, b, degree=100), lambda a, b: series(b / a, 100) / a, no_extra),
+    "svd-trunc": (
+        lambda f, a, b: gradients.truncated(f, a, b, limit=1e4),
+        lambda a, b: min(1 / (a - b), 10**4),
+        no_extra,
+    ),
+    "svd-taylor": (
+        lambda f, a, b: gradients.taylor(f, a, b, degree=100),
+        lambda a, b: series(b / a, 100) / a,
+        no_extra,
+    ),
     "svd-taylor 3": (lambda f, a, b: gradients.taylor(f, a, b, degree=3), lambda a, b: series(b / a, 3) / a, no_extra),
-    "svd-pade": (lambda f, a, b: gradients.pade(f, a, b, degree=100), lambda a, b: pade(b / a, 100) / a, pade_extra(50)),
+    "svd-pade": (
+        lambda f, a, b: gradients.pade(f, a, b, degree=100),
+        lambda a, b: pade(b / a, 100) / a,
+        pade_extra(50),
+    ),
     "svd-pade 2": (lambda f, a, b: gradients.pade(f, a, b, degree=2), lambda a, b: pade(b / a, 2) / a, pade_extra(1)),
 }
 ROUNDINGS = 16 * EPS  # a handful of exponentials, logarithms and quotients, an eps or two each

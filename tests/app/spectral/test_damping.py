@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -47,7 +49,7 @@ def test_a_better_approximant_damps_less(a, gap):
     ]
     by_degree.append(damping(REMEDIES["pade"], SquareRoot(), a, gap))
     # degree 500 is not yet Padé; each number carries a few roundings
-    assert all(low <= high + 8 * EPS for low, high in zip(by_degree, by_degree[1:], strict=False))
+    assert all(low <= high + 8 * EPS for low, high in pairwise(by_degree))
 
 
 @examples

@@ -22,7 +22,7 @@ from app.spectral import (
     matrix_power,
     matrix_sqrt,
 )
-from app.spectral.eigh import CHECK_EVERY, eigh
+from app.spectral.eigh import CHECK_EVERY, _is_wrong, eigh
 from app.spectral.functions import FALLBACK
 
 EPS = torch.finfo(torch.float64).eps
@@ -30,8 +30,8 @@ LIMIT = 100.0
 SPECTRUM = [1.0, 0.6, 0.3, 0.1]
 SIDES = [(6, 5), (4, 9)]
 ITERATIVE = ("isqrt-cov", "ns-minimax")
-# Errors in the null space grow by a_k a step in the value, by a_k^2 and more in its tangents, which mix with the others:
-# there is no useful bound for twelve steps. Three digits are more than a stochastic gradient knows.
+# Errors in the null space grow by a_k a step in the value, by a_k^2 and more in its tangents, which mix with the
+# others: there is no useful bound for twelve steps. Three digits are more than a stochastic gradient knows.
 VALUE = 10 * 6 * EPS * math.prod(a for a, _ in FALLBACK)
 GRADIENT = 1e-3
 
@@ -157,7 +157,9 @@ def test_retry_in_double_precision(method, d, N, batch, broken, normal, backprop
     layer = lambda X, **more: covariance_sqrt(X, method, dtype=torch.float32, **options, **more)  # noqa: E731
     expected = backprop(layer, X, G)
     made = broken(raises_in_single_precision)
-    with pytest.warns(RuntimeWarning, match="1 of 3 eigendecompositions failed; 1 solved in float64 on the CPU, 0 left"):
+    with pytest.warns(
+        RuntimeWarning, match="1 of 3 eigendecompositions failed; 1 solved in float64 on the CPU, 0 left"
+    ):
         value, gradient = backprop(lambda X: layer(X, counts=counts), X, G)
     assert counts == FailureCounts(calls=1, not_converged=1, solved_on_cpu=1)
     assert [A.dtype for A in made if A.dtype == torch.float64] == [torch.float64]
@@ -242,9 +244,7 @@ def test_sound_decompositions_pass_the_check(n, dtype, normal):
 
 
 def test_check_is_a_residual_and_an_orthogonality(with_spectrum):
-    # an error of a thousand n eps in one entry is found
-    from app.spectral.eigh import _is_wrong
-
+    # an error of a thousand n eps in one entry is found, twenty times the limit
     A = with_spectrum(SPECTRUM)[None]
     eigenvalues, V = torch.linalg.eigh(A)
     assert not _is_wrong(A, eigenvalues, V)
@@ -254,15 +254,18 @@ def test_check_is_a_residual_and_an_orthogonality(with_spectrum):
     assert _is_wrong(A, eigenvalues + slip[0, 1], V)
     assert _is_wrong(A, eigenvalues, 2 * V)
     assert _is_wrong(A, eigenvalues, torch.full_like(V, torch.nan))
+    # every vector is an eigenvector of the identity: only the orthogonality tells
+    identity, oblique = torch.eye(4, dtype=A.dtype)[None], torch.eye(4, dtype=A.dtype)[None] + slip
+    assert not _is_wrong(identity, torch.ones_like(eigenvalues), identity)
+    assert _is_wrong(identity, torch.ones_like(eigenvalues), oblique)
 
 
 def test_each_object_counts_for_itself(batch, broken):
     X, one, other = batch(6, 5, {1}), FailureCounts(), FailureCounts()
     broken(raises)
-    with pytest.warns(RuntimeWarning, match="1 of 3"):
-        covariance_sqrt(X, counts=one)
-        covariance_sqrt(X, counts=one)
-        covariance_sqrt(X)
+    for counts in (one, one, None):
+        with pytest.warns(RuntimeWarning, match="1 of 3"):
+            covariance_sqrt(X, counts=counts)
     covariance_sqrt(X[[0, 2]], counts=other)
     assert one.as_dict() == {
         "calls": 2,

@@ -1,8 +1,8 @@
 r"""What the square root of a covariance does when its features are turned, permuted, scaled or moved.
 
 The eigenvalues of the covariance err by about n eps l_max, hence the singular values s = sqrt(l) of the square root
-by ``n eps s_max^2 / (2 s)``, and never by more than ``sqrt(n eps) s_max``. Where the features carry a mean, s_max is the
-size of the features, for they are rounded before it is subtracted.
+by ``n eps s_max^2 / (2 s)``, and never by more than ``sqrt(n eps) s_max``. Where the features carry a mean, s_max is
+the size of the features, for they are rounded before it is subtracted.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def test_result_is_symmetric_and_positive(method, normal, d, N, seed):
     assert torch.linalg.eigvalsh(Q).min() >= -tolerance(X)
 
 
-# The gradient follows suit. One well-conditioned spectrum, for the gradient of a layer is not continuous in its features.
+# The gradient follows suit. One well-conditioned spectrum: the gradient of a layer need not be continuous in them.
 
 SPECTRUM = [1.0, 0.7, 0.4, 0.2]
 SIDES = [(8, 5), (5, 5), (4, 9)]

@@ -173,7 +173,10 @@ def worst_relative_error(coefficients, floor):
 @pytest.mark.parametrize("floor", [1e-1, 1e-3, 1e-5])
 @pytest.mark.parametrize("iterations", range(1, 9))
 def test_minimax_is_closer_than_classic(iterations, floor):
-    ours, theirs = worst_relative_error(minimax(iterations, floor), floor), worst_relative_error(classic(iterations), floor)
+    ours, theirs = (
+        worst_relative_error(minimax(iterations, floor), floor),
+        worst_relative_error(classic(iterations), floor),
+    )
     assert ours < theirs or theirs < 1e-12
 
 

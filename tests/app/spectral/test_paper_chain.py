@@ -20,83 +20,79 @@ EPS = torch.finfo(torch.float64).eps
 SPECTRUM = [1.0, 0.8, 0.55, 0.4, 0.25, 0.1]
 
 
-def skew(l, upper):
+def skew(ev, upper):
     """K from its upper triangle, upper(l_i, l_j) for j > i, where l_i > l_j; the rest by skew symmetry."""
-    K = torch.zeros(len(l), len(l), dtype=l.dtype)
-    for i in range(len(l)):
-        for j in range(i + 1, len(l)):
-            if l[i] > 0:  # a pair of two zero eigenvalues has no K
-                K[i, j] = upper(l[i], l[j])
+    K = torch.zeros(len(ev), len(ev), dtype=ev.dtype)
+    for i in range(len(ev)):
+        for j in range(i + 1, len(ev)):
+            if ev[i] > 0:  # a pair of two zero eigenvalues has no K
+                K[i, j] = upper(ev[i], ev[j])
                 K[j, i] = -K[i, j]
     return K
 
 
-def k_svd(l):
-    return skew(l, lambda a, b: 1 / (a - b))
+def k_svd(ev):
+    return skew(ev, lambda a, b: 1 / (a - b))
 
 
-def k_trunc(l, limit):  # eq. (12)
-    return skew(l, lambda a, b: min(1 / (a - b), limit))
+def k_trunc(ev, limit):  # eq. (12)
+    return skew(ev, lambda a, b: min(1 / (a - b), limit))
 
 
-def k_taylor(l, degree):  # eq. (16)
-    return skew(l, lambda a, b: sum((b / a) ** k for k in range(degree + 1)) / a)
+def k_taylor(ev, degree):  # eq. (16)
+    return skew(ev, lambda a, b: sum((b / a) ** k for k in range(degree + 1)) / a)
 
 
-def k_pade(l, degree):  # eq. (21)
+def k_pade(ev, degree):  # eq. (21)
     p, q = pade_coefficients(degree)
 
     def upper(a, b):
         x = b / a
         return sum(c * x**m for m, c in enumerate(p)) / sum(c * x**n for n, c in enumerate(q)) / a
 
-    return skew(l, upper)
+    return skew(ev, upper)
 
 
-def k_power_iteration(l, degree):  # eq. (36), for every ordered pair
-    K = torch.zeros(len(l), len(l), dtype=l.dtype)
-    for i in range(len(l)):
-        for j in range(len(l)):
-            if i != j and l[i] > 0:
-                K[i, j] = sum((l[j] / l[i]) ** k for k in range(degree + 1)) / l[i]
+def k_power_iteration(ev, degree):  # eq. (36)
+    """For every ordered pair. No series starts at a zero eigenvalue; its K_0i would only meet F_0 = 0."""
+    K = torch.zeros(len(ev), len(ev), dtype=ev.dtype)
+    for i in range(len(ev)):
+        for j in range(len(ev)):
+            if i != j and ev[i] > 0:
+                K[i, j] = sum((ev[j] / ev[i]) ** k for k in range(degree + 1)) / ev[i]
     return K
-
-
-def k_power_iteration_on_features(l, degree):
-    """No series starts at a zero eigenvalue; K_0i only ever meets F_0 = 0."""
-    return torch.where(l[:, None] > 0, k_power_iteration(l, degree), 0)
 
 
 METHODS = {
     "mpn-cov": ({}, k_svd),
     "svd-topn": ({"topn": 4}, k_svd),
-    "svd-trunc far": ({}, lambda l: k_trunc(l, 1e10)),
-    "svd-trunc": ({"trunc_limit": 3.0}, lambda l: k_trunc(l, 3.0)),
-    "svd-pi": ({"taylor_degree": 4}, lambda l: k_power_iteration(l, 4)),
-    "svd-pi 1": ({"taylor_degree": 1}, lambda l: k_power_iteration(l, 1)),
-    "svd-taylor": ({"taylor_degree": 5}, lambda l: k_taylor(l, 5)),
-    "svd-taylor 100": ({}, lambda l: k_taylor(l, 100)),
-    "svd-pade": ({}, lambda l: k_pade(l, 100)),
-    "svd-pade 50": ({"pade_degree": 50}, lambda l: k_pade(l, 50)),
+    "svd-trunc far": ({}, lambda ev: k_trunc(ev, 1e10)),
+    "svd-trunc": ({"trunc_limit": 3.0}, lambda ev: k_trunc(ev, 3.0)),
+    "svd-pi": ({"taylor_degree": 4}, lambda ev: k_power_iteration(ev, 4)),
+    "svd-pi 1": ({"taylor_degree": 1}, lambda ev: k_power_iteration(ev, 1)),
+    "svd-taylor": ({"taylor_degree": 5}, lambda ev: k_taylor(ev, 5)),
+    "svd-taylor 100": ({}, lambda ev: k_taylor(ev, 100)),
+    "svd-pade": ({}, lambda ev: k_pade(ev, 100)),
+    "svd-pade 50": ({"pade_degree": 50}, lambda ev: k_pade(ev, 50)),
 }
 
 # name: (layer, f, f')
 FUNCTIONS = {
-    "sqrt": (matrix_sqrt, torch.sqrt, lambda l: 0.5 * l**-0.5),
+    "sqrt": (matrix_sqrt, torch.sqrt, lambda ev: 0.5 * ev**-0.5),
     "inverse_sqrt": (
         lambda P, method, **options: matrix_inverse_sqrt(P, method, eps=0.0, **options),
         torch.rsqrt,
-        lambda l: -0.5 * l**-1.5,
+        lambda ev: -0.5 * ev**-1.5,
     ),
     "power": (
         lambda P, method, **options: matrix_power(P, 0.3, method, **options),
-        lambda l: l**0.3,
-        lambda l: 0.3 * l**-0.7,
+        lambda ev: ev**0.3,
+        lambda ev: 0.3 * ev**-0.7,
     ),
     "log": (
         lambda P, method, **options: matrix_log(P, method, eps=0.0, **options),
         torch.log,
-        lambda l: 1 / l,
+        lambda ev: 1 / ev,
     ),
 }
 
@@ -109,16 +105,16 @@ def tolerance(n, degree=1):
 
 def chain(P, G, k, f, derivative, topn=None):
     """eq. (4), (5) and (11), not symmetrised, as printed."""
-    l, U = torch.linalg.eigh(P)
-    l, U = l.flip(0), U.flip(1)
-    l = torch.where(l > len(l) * EPS * l[0], l, 0)
+    ev, U = torch.linalg.eigh(P)
+    ev, U = ev.flip(0), U.flip(1)
+    ev = torch.where(ev > len(ev) * EPS * ev[0], ev, 0)
     if topn is not None:
-        l[topn:] = 0
-    zero = l == 0
-    F = torch.diag(torch.where(zero, 0, f(l)))
+        ev[topn:] = 0
+    zero = ev == 0
+    F = torch.diag(torch.where(zero, 0, f(ev)))
     dU = (G + G.T) @ U @ F
-    dl = torch.diag(torch.where(zero, 0, derivative(l)) * (U.T @ G @ U).diagonal())
-    return U @ (k(l).T * (U.T @ dU) + dl) @ U.T
+    dl = torch.diag(torch.where(zero, 0, derivative(ev)) * (U.T @ G @ U).diagonal())
+    return U @ (k(ev).T * (U.T @ dU) + dl) @ U.T
 
 
 # svd-topn makes eigenvalues zero, where the inverse square root and the logarithm are not defined
@@ -197,6 +193,8 @@ def test_equation_10(with_spectrum, normal, backprop, relative_error):
         return Y
 
     Y, dA = backprop(without_compensation, P / trace, trace.sqrt() * G)
-    expected = -(dA.T @ P).trace() / trace**2 * identity + dA / trace + (G.T @ Y).trace() / (2 * trace.sqrt()) * identity
+    expected = (
+        -(dA.T @ P).trace() / trace**2 * identity + dA / trace + (G.T @ Y).trace() / (2 * trace.sqrt()) * identity
+    )
     _, gradient = backprop(lambda P: matrix_sqrt(P, "isqrt-cov", iterations=10), P, G)
     assert relative_error(gradient, (expected + expected.T) / 2) < 10 * 6 * EPS * 1.5**20

@@ -50,7 +50,9 @@ def test_value(name, scale):
 def test_equal_arguments(name, scale):
     f, _, derivative = FUNCTIONS[name]
     a = number(scale)
-    assert f.divided_difference(a, a).item() == pytest.approx(float(derivative(mpmath.mpf(scale))), rel=ROUNDINGS, abs=0)
+    assert f.divided_difference(a, a).item() == pytest.approx(
+        float(derivative(mpmath.mpf(scale))), rel=ROUNDINGS, abs=0
+    )
 
 
 @pytest.mark.parametrize("gap", NEARLY_EQUAL)
@@ -134,7 +136,9 @@ def iterate(coefficients, x, inverse):
     return z if inverse else y
 
 
-@pytest.mark.parametrize("pair", [(0.3, 0.1), (0.3, 0.3 * (1 - 1e-9)), (0.9, 1e-4), (1e-5, 2e-5), (0.4, 0.0), (1.0, 1e-12)])
+@pytest.mark.parametrize(
+    "pair", [(0.3, 0.1), (0.3, 0.3 * (1 - 1e-9)), (0.9, 1e-4), (1e-5, 2e-5), (0.4, 0.0), (1.0, 1e-12)]
+)
 @pytest.mark.parametrize("inverse", [False, True])
 @pytest.mark.parametrize("steps", STEPS)
 def test_newton_schulz(steps, inverse, pair):

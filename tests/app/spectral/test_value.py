@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import doctest
+import inspect
+
 import mpmath
 import pytest
 import scipy.linalg
@@ -11,6 +14,7 @@ from app.spectral import (
     METHODS,
     covariance_power,
     covariance_sqrt,
+    functions,
     matrix_inverse_sqrt,
     matrix_log,
     matrix_power,
@@ -27,6 +31,45 @@ SHIFT = 1e-3
 EXACT_FORWARD = ["mpn-cov", "svd-topn", "svd-trunc", "svd-pi", "svd-taylor", "svd-pade", "svd-exact"]
 ITERATIONS = {"isqrt-cov": classic(5), "ns-minimax": minimax(5, 1e-3)}
 ROUTES = [(m, "eigenbasis") for m in METHODS] + [(m, "products") for m in ITERATIONS]
+
+
+def test_names():
+    assert " ".join(sorted(METHODS)) == (
+        "isqrt-cov mpn-cov ns-minimax svd-exact svd-newton svd-pade svd-pi svd-taylor svd-topn svd-trunc"
+    )
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("mpn-cov", {}),
+        ("isqrt-cov", {"iterations": 5}),
+        ("svd-topn", {"topn": 200}),
+        ("svd-trunc", {"trunc_limit": 1e10}),
+        ("svd-pi", {"taylor_degree": 100}),
+        ("svd-newton", {"iterations": 10}),
+        ("svd-taylor", {"taylor_degree": 100}),
+        ("svd-pade", {"pade_degree": 100}),
+        ("svd-exact", {}),
+        ("ns-minimax", {"iterations": 5, "floor": 1e-3}),
+    ],
+)
+def test_published_defaults(method, options):
+    parameters = inspect.signature(METHODS[method]).parameters.values()
+    assert {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY} == options
+
+
+def test_default_method_and_shift(with_spectrum):
+    P = with_spectrum(SPECTRUM)
+    assert torch.equal(matrix_sqrt(P), matrix_sqrt(P, "svd-exact"))
+    assert torch.equal(matrix_inverse_sqrt(P), matrix_inverse_sqrt(P, "svd-exact", eps=1e-5))
+    assert torch.equal(matrix_log(P), matrix_log(P, "svd-exact", eps=1e-5))
+
+
+def test_documented_examples():
+    results = doctest.testmod(functions)
+    assert results.attempted > 0
+    assert results.failed == 0
 
 
 def iterate(coefficients, x, inverse):

@@ -1,0 +1,73 @@
+"""Stanford Cars."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from datamodules.fine_grained import FineGrained
+from datamodules.image_files import Lists, Split
+
+
+class Cars(FineGrained):
+    """Stanford Cars: 196 models, 8,144 images for training, 8,041 for evaluation.
+
+    `root` is the folder ``stanford_cars`` or the one that holds it, in one of the layouts in use:
+
+    - ``cars_train/``, ``cars_test/``, and ``cars_train_annos.mat``, ``cars_test_annos_withlabels.mat``,
+      ``cars_meta.mat``, each in ``devkit/`` or beside it (torchvision expects the second beside it);
+    - ``car_ims/`` and ``cars_annos.mat``;
+    - class folders ``train/<class>/`` and ``test/<class>/`` (or ``val/<class>/``), labelled in the
+      order of their names.
+
+    There is no validation split: the official test images serve for validation and test.
+    """
+
+    source = "the original server is gone; copies: https://github.com/pytorch/vision/issues/7545"
+    layout = "cars_train/ with devkit/, car_ims/ with cars_annos.mat"
+    sizes = {"train": 8144, "val": 8041}  # noqa: RUF012 - a ClassVar of the base
+    num_classes = 196
+
+    def read_lists(self) -> Lists | None:
+        home = self.root / "stanford_cars"
+        if not home.is_dir():
+            home = self.root
+        if (home / "cars_annos.mat").is_file() or (home / "car_ims").is_dir():
+            return self._read_one_list(home)
+        marks = ("devkit", "cars_train", "cars_test", "cars_train_annos.mat", "cars_meta.mat")
+        if any((home / mark).exists() for mark in marks):
+            return self._read_devkit(home)
+        return None
+
+    def _read_one_list(self, home: Path) -> Lists:
+        path = self.find("cars_annos.mat", home)
+        annotations, class_names = self.read_mat(path, "annotations", "class_names")
+        self._require(path, annotations.dtype.names, "relative_im_path", "class", "test")
+        labels = self.labels_from_one(annotations["class"], len(class_names), path)
+        files: dict[Split, list[tuple[str, int]]] = {"train": [], "val": []}
+        for image, test, label in zip(annotations["relative_im_path"], annotations["test"], labels, strict=True):
+            files["val" if test else "train"].append((self._in_root(home / str(image)), label))
+        return Lists([str(name) for name in class_names], files)
+
+    def _read_devkit(self, home: Path) -> Lists:
+        folders = (home / "devkit", home)
+        (class_names,) = self.read_mat(self.find("cars_meta.mat", *folders), "class_names")
+        lists: dict[Split, tuple[str, str]] = {
+            "train": ("cars_train_annos.mat", "cars_train"),
+            "val": ("cars_test_annos_withlabels.mat", "cars_test"),
+        }
+        files: dict[Split, list[tuple[str, int]]] = {}
+        for split, (name, folder) in lists.items():
+            path = self.find(name, *folders)
+            (annotations,) = self.read_mat(path, "annotations")
+            self._require(path, annotations.dtype.names, "fname", "class")
+            labels = self.labels_from_one(annotations["class"], len(class_names), path)
+            images = [self._in_root(home / folder / str(image)) for image in annotations["fname"]]
+            files[split] = list(zip(images, labels, strict=True))
+        return Lists([str(name) for name in class_names], files)
+
+    def _in_root(self, path: Path) -> str:
+        return path.relative_to(self.root).as_posix()
+
+    def _require(self, path: Path, present: tuple[str, ...] | None, *fields: str) -> None:
+        if absent := [field for field in fields if field not in (present or ())]:
+            raise self.damaged(f"the annotations of {path} have no field {absent[0]}")
