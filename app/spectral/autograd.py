@@ -202,3 +202,21 @@ class CovarianceFunction(torch.autograd.Function):
             dY = _gradient_of_matrix(G, U, D, t) @ other
             dY.mul_(2)
         return dY.mul_(dY.shape[-1] ** -0.5).to(ctx.input_dtype)
+
+
+class Covariance(torch.autograd.Function):
+    """``Y Y^T`` of the centred features over sqrt(N), ``(B, d, d)``; the gradient, for the uncentred X, is eq. (6)."""
+
+    @staticmethod
+    def forward(ctx: Any, X: Tensor, Y: Tensor) -> Tensor:
+        ctx.input_dtype = X.dtype
+        ctx.save_for_backward(Y)
+        return Y @ Y.mT
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, G: Tensor) -> tuple[Tensor, None]:
+        (Y,) = ctx.saved_tensors
+        with torch.autocast(G.device.type, enabled=False):
+            # (G + G^T) X I_bar, with I_bar = (I - 11^T/N) / N: the rows of Y have mean zero already
+            return ((G + G.mT) @ Y).mul_(Y.shape[-1] ** -0.5).to(ctx.input_dtype), None

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from app.spectral import gradients
-from app.spectral.autograd import CovarianceFunction, MatrixFunction, Method
+from app.spectral.autograd import Covariance, CovarianceFunction, MatrixFunction, Method
 from app.spectral.eigh import FailureCounts, eigh
 from app.spectral.newton_schulz import Coefficients, NewtonSchulz, classic, minimax, newton_schulz
 from app.spectral.pade import pade_order
@@ -225,8 +225,8 @@ def _of_features(X: Tensor, f: ScalarFunction, name: str, options: dict[str, Any
     X = X.reshape(-1, d, N)
     with torch.autocast(X.device.type, enabled=False):
         if _by_products(method, route, X):
-            Q = _products(_covariance(X, dtype), method).to(X.dtype)
-            return Q.reshape(*batch, d, d)
+            P = Covariance.apply(X, _centre(X, dtype))
+            return _products(P, method).to(X.dtype).reshape(*batch, d, d)
         with torch.no_grad():
             Y = _centre(X, dtype)
             gram = Y.mT @ Y if d > N else Y @ Y.mT
@@ -235,7 +235,7 @@ def _of_features(X: Tensor, f: ScalarFunction, name: str, options: dict[str, Any
             eigenvalues = _without_null(eigenvalues, max(d, N))
         Q = CovarianceFunction.apply(X, Y, eigenvalues, V, method)
         if unsolved is not None:
-            Q = _replace(Q, unsolved, _covariance(X, torch.float64), method)
+            Q = _replace(Q, unsolved, Covariance.apply(X, _centre(X, torch.float64)), method)
         return Q.reshape(*batch, d, d)
 
 
@@ -293,14 +293,9 @@ def _replace(Q: Tensor, unsolved: Tensor, A: Tensor, method: Method) -> Tensor:
 
 
 def _centre(X: Tensor, dtype: torch.dtype) -> Tensor:
-    X = X.to(dtype)
+    """Centred features over sqrt(N), without autograd: the functions that use them return the gradient for X."""
+    X = X.detach().to(dtype)
     return (X - X.mean(-1, keepdim=True)).mul_(X.shape[-1] ** -0.5)
-
-
-def _covariance(X: Tensor, dtype: torch.dtype) -> Tensor:
-    X = X.to(dtype)
-    Y = X - X.mean(-1, keepdim=True)
-    return Y @ Y.mT / X.shape[-1]
 
 
 def _without_null(eigenvalues: Tensor, n: int) -> Tensor:
@@ -328,8 +323,11 @@ def _check_matrix(P: Tensor) -> None:
     scale, asymmetry = P.abs().amax((-2, -1)), (P - P.mT).abs().amax((-2, -1))
     wrong = asymmetry > torch.finfo(P.dtype).eps ** 0.5 * scale
     if wrong.any():
-        worst = asymmetry[wrong].max()
-        raise ValueError(f"{int(wrong.sum())} of {wrong.numel()} matrices are not symmetric, |P - P^T| = {worst:.3g}")
+        worst, beside = asymmetry[wrong].max(), scale[wrong].max()
+        raise ValueError(
+            f"matrices must be symmetric: {int(wrong.sum())} of {wrong.numel()} are not, |P - P^T| reaches {worst:.3g} "
+            f"at |P| = {beside:.3g}"
+        )
 
 
 def _check_covariance(covariance: Tensor) -> None:
@@ -353,6 +351,6 @@ def _check_spectrum(eigenvalues: Tensor, dtype: torch.dtype) -> None:
     if wrong.any():
         smallest = eigenvalues[:, 0].min()
         raise ValueError(
-            f"{int(wrong.sum())} of {len(wrong)} matrices are not positive semi-definite, "
+            f"matrices must be positive semi-definite: {int(wrong.sum())} of {len(wrong)} are not, "
             f"the smallest eigenvalue is {smallest:.3g}"
         )

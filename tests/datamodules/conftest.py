@@ -1,4 +1,4 @@
-"""Miniature data sets in the official layouts: real JPEGs whose grey level tells the class, real .mat and pickle files."""
+"""Miniature data sets in the official layouts: JPEGs whose grey level tells the class, .mat and pickle files."""
 
 import pickle
 from pathlib import Path

@@ -60,7 +60,7 @@ def test_the_test_list_without_labels(tmp_path, mini):
     path = mini.cars_devkit(tmp_path) / "stanford_cars" / "cars_test_annos_withlabels.mat"
     annotations = scipy.io.loadmat(path)["annotations"]
     scipy.io.savemat(path, {"annotations": repack_fields(annotations[["bbox_x1", "fname"]])})
-    with pytest.raises(ValueError, match="the annotations of .*withlabels.mat have no field class"):
+    with pytest.raises(ValueError, match=r"the annotations of .*withlabels.mat have no field class"):
         cars(tmp_path).setup("fit")
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 MODEL = ("--model", "Classifier", "--model.num_classes", 3, "--model.backbone", "compact", "--model.dim", 8)
-TRAINER = ("--trainer.accelerator", "cpu", "--trainer.logger", "false", "--trainer.enable_progress_bar", "false")
+TRAINER = ("--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false")
 TWO = ("--trainer.devices", 2, "--trainer.strategy", "ddp")
 
 

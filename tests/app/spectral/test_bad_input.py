@@ -55,13 +55,13 @@ def with_entry(x, value):
         (torch.ones(()), ValueError, r"at least two dimensions, got shape \(\)"),
         (torch.eye(3, dtype=torch.int64), TypeError, "must be floating point, got torch.int64"),
         (torch.eye(3, dtype=torch.complex64), TypeError, "must be floating point, got torch.complex64"),
-        (torch.tensor([[2.0, 1.0], [0.5, 2.0]]), ValueError, r"must be symmetric, .* 0.5 at .* 2"),
+        (torch.tensor([[2.0, 1.0], [0.5, 2.0]]), ValueError, r"must be symmetric: .* 0.5 at .* 2"),
         (EYE + torch.tensor([[0, 1e-6, 0], [0, 0, 0], [0, 0, 0]]), ValueError, "must be symmetric"),
         (with_entry(EYE, float("nan")), FloatingPointError, "non-finite"),
         (with_entry(EYE, float("inf")), FloatingPointError, "non-finite"),
         (torch.stack([EYE, with_entry(EYE, float("nan"))]), FloatingPointError, "non-finite"),
-        (with_entry(EYE, -0.5), ValueError, r"must be positive semi-definite, .* -0.5"),
-        (torch.stack([EYE, with_entry(EYE, -1e-3)]), ValueError, r"must be positive semi-definite, .* -0.001"),
+        (with_entry(EYE, -0.5), ValueError, r"must be positive semi-definite: .* -0.5"),
+        (torch.stack([EYE, with_entry(EYE, -1e-3)]), ValueError, r"must be positive semi-definite: .* -0.001"),
     ],
 )
 def test_matrices(name, P, error, message):
