@@ -250,7 +250,7 @@ class ImageFilesModule(ImageDataModule):
         return files
 
     def setup(self, stage: str) -> None:
-        splits: dict[str, tuple[Split, ...]] = {"fit": ("train", "val"), "predict": ()}
+        splits: dict[str, tuple[Split, ...]] = {"fit": ("val", "train"), "predict": ()}  # the smaller first
         _ = self.class_names
         for split in splits.get(stage, ("val",)):
             transform = self.train_transform if split == "train" else self.val_transform
@@ -273,7 +273,7 @@ class ImageFilesModule(ImageDataModule):
         for split, dataset in datasets.items():
             count = int(dataset.unreadable.sum()) if isinstance(dataset, ImageFiles) else 0
             if count:
-                print(f"{count} unreadable {split} images were skipped in this process", file=sys.stderr, flush=True)
+                print(f"unreadable {split} images skipped in this process: {count}", file=sys.stderr, flush=True)
 
     def _loader(self, dataset: Dataset[Any], **options: Any) -> DataLoader[Any]:
         if isinstance(dataset, ImageFiles):

@@ -32,7 +32,7 @@ def test_a_missing_list(tmp_path, mini, name):
 
 def test_missing_images(tmp_path, mini):
     (mini.dogs(tmp_path) / "Images").rename(tmp_path / "images_elsewhere")
-    with pytest.raises(FileNotFoundError, match=r"9 of 9 listed train images are missing, first .*Images/.*stanford"):
+    with pytest.raises(FileNotFoundError, match=r"5 of 5 listed val images are missing, first .*Images/.*stanford"):
         dogs(tmp_path).setup("fit")
 
 

@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -18,7 +20,7 @@ def test_regions_share_no_pixel_and_leave_gaps():
     ends = sorted((start, end) for start, end, _ in REGIONS.values())
     assert ends[0][0] == 0
     assert ends[-1][1] == SIZE
-    assert all(following[0] - previous[1] >= 16 for previous, following in zip(ends, ends[1:], strict=False))
+    assert all(following[0] - previous[1] >= 16 for previous, following in itertools.pairwise(ends))
 
 
 def test_patches_are_balanced_standardised_and_three_equal_channels():
@@ -65,7 +67,7 @@ def test_batch_size_is_global():
 def test_too_large_a_batch_is_an_error():
     data = Textures(batch_size=10**6)
     data.setup("fit")
-    with pytest.raises(ValueError, match="fewer than data.batch_size"):
+    with pytest.raises(ValueError, match=r"fewer than data\.batch_size"):
         data.train_dataloader()
 
 

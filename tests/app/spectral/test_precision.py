@@ -64,6 +64,22 @@ def test_spectral_part_in_single_precision(method, route, d, N, features, normal
     assert relative_error(gradient, expected[1]) < tolerance
 
 
+@pytest.mark.parametrize("layer", [matrix_sqrt, matrix_inverse_sqrt])
+@pytest.mark.parametrize("spectral", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [*LOW, torch.float64])
+def test_singular_matrix_in_any_precision(dtype, spectral, layer, normal, relative_error):
+    # the zeros come back as round-off of either sign, of the coarser of the two precisions
+    B = normal(40, 10)
+    P = (B @ B.T).to(dtype)
+    Q = layer(P, dtype=spectral)
+    eps = max(torch.finfo(dtype).eps, torch.finfo(spectral).eps)
+    if layer is matrix_sqrt:
+        # an error of n eps in P is one of its square root in Q
+        assert relative_error(Q.double(), layer(B @ B.T)) < (40 * eps) ** 0.5
+    else:
+        assert Q.isfinite().all()
+
+
 @pytest.fixture
 def dtypes_decomposed(monkeypatch):
     dtypes, eigh = [], torch.linalg.eigh
