@@ -213,7 +213,7 @@ def test_every_evaluation_image_is_seen_once_over_all_processes(small, processes
 def test_images_of_every_mode(tmp_path, mini, mode):
     path = tmp_path / "train" / "a" / "image.tif"
     path.parent.mkdir(parents=True)
-    Image.new(mode, (32, 32), {"I;16": 200 * 257, "L": 200}.get(mode)).save(path)
+    Image.new(mode, (32, 32), {"I;16": 200 * 257 + 30, "L": 200}.get(mode)).save(path)
     (tmp_path / "val" / "a").mkdir(parents=True)
     data = build(CIFAR10, tmp_path)
     image, _ = data.dataset("train", data.val_transform)[0]
