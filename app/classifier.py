@@ -113,9 +113,15 @@ class Classifier(pl.LightningModule):
         in_training = stage == "train"
         # the same keys on every rank, or processes wait for each other
         self.log(
-            f"{stage}/loss", loss, on_step=in_training, on_epoch=not in_training, prog_bar=True, sync_dist=True,
-            batch_size=len(labels),
-        )  # fmt: skip
+            f"{stage}/loss",
+            loss,
+            on_step=in_training,
+            on_epoch=not in_training,
+            prog_bar=True,
+            sync_dist=True,
+            # a float, because Lightning 2.6 averages the counts of the processes and rounds an integer down
+            batch_size=float(len(labels)),  # type: ignore[arg-type]
+        )
         for name, metric in self.metrics[f"{stage}_"].items():
             metric(logits, labels)
             self.log(f"{stage}/{name}", metric, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(labels))

@@ -115,6 +115,7 @@ class CLI(LightningCLI):
 
     def after_fit(self) -> None:
         """The last line: how good, and where."""
+        log_dir = self.trainer.log_dir  # a broadcast: every process takes part
         if not self.trainer.is_global_zero or "val/top1" not in self.trainer.callback_metrics:
             return
         checkpoint = self.trainer.checkpoint_callback
@@ -123,8 +124,8 @@ class CLI(LightningCLI):
         if checkpoint is not None and best is not None:
             parts[0] += f" (best {best:.4f})"
             parts += [f"checkpoint {_relative(checkpoint.best_model_path)}"]
-        if self.trainer.log_dir:
-            parts += [f"log {_relative(self.trainer.log_dir)}"]
+        if log_dir:
+            parts += [f"log {_relative(log_dir)}"]
         print("; ".join(parts))
 
     def after_predict(self) -> None:

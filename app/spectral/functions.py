@@ -200,7 +200,7 @@ def _of_matrix(P: Tensor, f: ScalarFunction, name: str, options: dict[str, Any],
         with torch.no_grad():
             eigenvalues, U, unsolved = eigh((A + A.mT) / 2, counts)  # the backend would read one triangle only
             solved = slice(None) if unsolved is None else ~unsolved
-            _check_spectrum(eigenvalues[solved] - eps, P.dtype)
+            _check_spectrum(eigenvalues[solved] - eps, max(torch.finfo(P.dtype).eps, torch.finfo(dtype).eps))
             if eps:  # P is semi-definite: what lies below eps is round-off
                 eigenvalues = eigenvalues.clamp_min(eps)
             else:
@@ -342,11 +342,11 @@ def _check_eps(eps: float) -> None:
         raise ValueError(f"eps must be a finite number of at least 0, got {eps}")
 
 
-def _check_spectrum(eigenvalues: Tensor, dtype: torch.dtype) -> None:
+def _check_spectrum(eigenvalues: Tensor, precision: float) -> None:
     if not eigenvalues.numel():
         return
-    # the same allowance for round-off in P as for its symmetry
-    allowance = torch.finfo(dtype).eps ** 0.5 * eigenvalues.abs().amax(-1)
+    # the same allowance for round-off as for the symmetry of P
+    allowance = precision**0.5 * eigenvalues.abs().amax(-1)
     wrong = eigenvalues[:, 0] < -allowance
     if wrong.any():
         smallest = eigenvalues[:, 0].min()

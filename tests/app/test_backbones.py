@@ -100,7 +100,7 @@ class Hostile:
 def test_a_hostile_file_is_not_executed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save({"a": Hostile()}, "hostile.pth")
-    with pytest.raises(ValueError, match="cannot be read safely|no file of weights"):
+    with pytest.raises(ValueError, match=r"no file of weights that can be read safely"):
         read_state_dict("hostile.pth")
     assert not (tmp_path / "executed").exists()
 

@@ -37,7 +37,7 @@ def trained(train, tmp_path_factory, mini):
 def test_validation_of_two_processes_is_that_of_one(trained, train, main, capsys):
     root, folder, run = trained
     path = folder / "best.ckpt"
-    assert path.is_file(), run.stderr
+    assert run.returncode == 0, run.stderr
     in_training = torch.load(path, weights_only=True)["callbacks"]
     best = next(float(state["best_model_score"]) for key, state in in_training.items() if "val/top1" in key)
 
@@ -48,8 +48,7 @@ def test_validation_of_two_processes_is_that_of_one(trained, train, main, capsys
     assert run.returncode == 0, run.stderr
     two = results(run.stdout)
 
-    # a repeated image would make it sixths; val/loss is not compared, because Lightning 2.6 averages it with the number
-    # of images of a process rounded down (its issue 21859)
+    # a repeated image would make it sixths
     assert one["val/top1"] in (pytest.approx(0.2), pytest.approx(0.4), pytest.approx(0.6), pytest.approx(0.8))
-    assert two["val/top1"] == pytest.approx(one["val/top1"])
+    assert two == pytest.approx(one, rel=1e-5)  # float32 sums of a few numbers, in another order
     assert best == pytest.approx(one["val/top1"])
