@@ -66,10 +66,11 @@ class CLI(LightningCLI):
     def _find(self, which: str, options: Any) -> str | None:
         """The newest ``last`` or ``best`` checkpoint of all versions of this run."""
         run, fitting = _run_folder(options), self.config["subcommand"] == "fit"
-        found = sorted(run.glob(f"version_*/checkpoints/{which}.ckpt"), key=lambda path: path.stat().st_mtime)
+        versions = "version_*/" if _logger_arguments(options) else ""
+        found = sorted(run.glob(f"{versions}checkpoints/{which}.ckpt"), key=lambda path: path.stat().st_mtime)
         if found:
-            if fitting and which == "last":
-                options["trainer.logger.init_args.version"] = found[-1].parents[1].name
+            if fitting and which == "last" and versions:
+                _logger_arguments(options)["version"] = found[-1].parents[1].name
             return str(found[-1])
         if not fitting:
             raise FileNotFoundError(f"--ckpt_path {which}: no checkpoint below {run}")
@@ -104,14 +105,17 @@ class CLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         options = self.config[self.subcommand]
+        if not options["trainer.logger"]:  # nothing to monitor for
+            self.trainer_defaults["callbacks"] = [_last_checkpoint()]
         self.save_config_kwargs = {"overwrite": True}  # a requeued job starts in the folder of its run
         if self.subcommand == "fit":
             return
         self.save_config_kwargs["config_filename"] = f"config_{self.subcommand}.yaml"
         # results of a checkpoint belong to its run
         path = Path(options.get("ckpt_path") or "")
-        if path.parent.name == "checkpoints" and path.parents[2] == _run_folder(options):
-            options["trainer.logger.init_args.version"] = path.parents[1].name
+        logger = _logger_arguments(options)
+        if logger and path.parent.name == "checkpoints" and path.parents[2] == _run_folder(options):
+            logger["version"] = path.parents[1].name
 
     def after_fit(self) -> None:
         """The last line: how good, and where."""
@@ -173,9 +177,19 @@ def _last_checkpoint() -> ModelCheckpoint:
 
 
 def _run_folder(options: Any) -> Path:
-    """Where the logger puts the versions of this run: ``runs/demo``."""
-    arguments = options["trainer.logger.init_args"]
+    """Where the logger puts the versions of this run (``runs/demo``), or Lightning its files where there is none."""
+    arguments = _logger_arguments(options)
+    if arguments is None:
+        return Path(options["trainer"].get("default_root_dir") or ".")
     return Path(arguments["save_dir"], arguments["name"] or "")
+
+
+def _logger_arguments(options: Any) -> Any:
+    """The arguments of the (first) logger, if it is one that keeps versions of runs in a folder."""
+    logger = options["trainer.logger"]
+    logger = logger[0] if isinstance(logger, list) and logger else logger
+    arguments = getattr(logger, "init_args", None)
+    return arguments if arguments is not None and "version" in arguments and "save_dir" in arguments else None
 
 
 def _read_checkpoint(path: str) -> dict[str, Any]:

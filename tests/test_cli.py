@@ -226,3 +226,12 @@ def test_only_unreadable_images(main, demo, trained, tmp_path):
     (tmp_path / "images" / "broken.jpg").write_bytes(b"\xff\xd8\xff")
     assert main("predict", "--config", demo, "--ckpt_path", "best", "--data.predict_folder", "images") == 3
     assert Path("predictions.csv").read_text().splitlines() == ["file,class,probability,top5"]
+
+
+def test_without_a_logger(main, demo, capsys):
+    assert main("fit", "--config", demo, "--trainer.logger", "false", "--trainer.max_epochs", 1, *SHORT) == 0
+    assert re.fullmatch(
+        r"validation top-1 .*; checkpoint \S+best.ckpt.*", capsys.readouterr().out.strip().splitlines()[-1]
+    )
+    test = ("test", "--config", demo, "--trainer.logger", "false", "--ckpt_path", "last")
+    assert main(*test, "--trainer.limit_test_batches", 1) == 0
