@@ -187,7 +187,7 @@ class _PooledBefore(nn.Sequential):
 
 
 def _compact(downsampling: Downsampling) -> Backbone:
-    """Four 3x3 convolutions for small images, about 70,000 parameters: 48 x 48 images give 12 x 12 positions."""
+    """Four 3x3 convolutions for small images, 80,000 parameters: 48 x 48 images give 12 x 12 positions."""
     strides = {"removed": (2, 2, 1, 1), "kept": (2, 2, 1, 2), "max-pool": (2, 2, 1, 1)}[downsampling]
     widths = (3, 32, 48, 64, 64)
     layers: dict[str, nn.Module] = {}

@@ -1,6 +1,7 @@
 """Times every spectral layer beside a bare eigendecomposition: ``python -m app.bench``.
 
-Every contestant runs once per round, so that drift of the machine hits all alike; figures are medians over the rounds.
+Every contestant runs once per round, in an order that changes, so that drift of the machine, and what the one before
+leaves in caches and memory, hit all alike. Figures are medians over the rounds.
 
 Shapes: B batch, d channels, N positions.
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import random
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -131,12 +133,13 @@ def _now(device: torch.device) -> float:
 
 
 def interleave(runs: dict[str, Run], repeats: int, bar: tqdm[Any]) -> dict[str, list[tuple[float, float]]]:
-    """Time every contestant ``repeats`` times in rounds, after a round of warm-up."""
+    """Time every contestant ``repeats`` times in rounds of random order, after a round of warm-up."""
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
+    generator = random.Random(0)
     for repeat in range(repeats + 1):
-        for name, run in runs.items():
+        for name in generator.sample(list(runs), len(runs)):
             bar.set_postfix_str(name, refresh=False)
-            seconds = run()
+            seconds = runs[name]()
             if repeat > 0:
                 times[name].append(seconds)
             bar.update()

@@ -62,6 +62,7 @@ class Classifier(pl.LightningModule):
         if num_classes < 2:
             raise ValueError(f"num_classes must be at least 2, got {num_classes}")
         self.num_classes = num_classes
+        self._training_setup: dict[str, str] = {}
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.classifier_learning_rate = classifier_learning_rate
         if downsampling is None:
@@ -92,13 +93,13 @@ class Classifier(pl.LightningModule):
             raise ValueError(f"the data has {len(names)} classes, model.num_classes is {self.num_classes}")
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
-        return self._step(batch, "train")
+        return self._step(batch, batch_index, "train")
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
-        return self._step(batch, "val")
+        return self._step(batch, batch_index, "val")
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
-        return self._step(batch, "test")
+        return self._step(batch, batch_index, "test")
 
     def predict_step(self, batch: dict[str, Any], batch_index: int) -> dict[str, Any]:
         """Probabilities ``(B, K)`` beside what the loader says of the files."""
@@ -106,11 +107,16 @@ class Classifier(pl.LightningModule):
         probabilities = self(images).softmax(-1) if len(images) else images.new_zeros(0, self.num_classes)
         return {"probabilities": probabilities.float().cpu(), "files": batch["files"], "errors": batch["errors"]}
 
-    def _step(self, batch: tuple[Tensor, Tensor], stage: str) -> Tensor:
+    def _step(self, batch: tuple[Tensor, Tensor], batch_index: int, stage: str) -> Tensor:
         images, labels = batch
         logits = self(images)
         loss = nn.functional.cross_entropy(logits, labels)
         in_training = stage == "train"
+        # reading a number back waits for the device: do so no more often than logging does
+        if batch_index % (self.trainer.log_every_n_steps or 1) == 0 and not loss.isfinite():
+            raise FloatingPointError(
+                f"{stage}/loss is {loss.item()} at step {self.global_step}: lower the learning rate or check the images"
+            )
         # the same keys on every rank, or processes wait for each other
         self.log(
             f"{stage}/loss",
@@ -149,9 +155,11 @@ class Classifier(pl.LightningModule):
         if self._trainer is None or not self.trainer.training or "training_setup" not in checkpoint:
             return
         stored, here = checkpoint["training_setup"], _describe(*_pair(self.configure_optimizers()))
+        # where the classes differ, their settings need not be told
+        kinds = [kind for kind in ("optimizer", "lr_scheduler") if stored.get(kind) != here.get(kind)]
         differences = [
             f"{key}: {stored.get(key, 'nothing')} in the checkpoint, {here.get(key, 'nothing')} now"
-            for key in sorted(stored.keys() | here.keys())
+            for key in kinds or sorted(stored.keys() | here.keys())
             if stored.get(key) != here.get(key)
         ]
         if differences:

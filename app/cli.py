@@ -57,6 +57,8 @@ class CLI(LightningCLI):
         if options.get("ckpt_path") in ("last", "best"):
             options["ckpt_path"] = self._find(options["ckpt_path"], options)
         path = options.get("ckpt_path")
+        if not path and self.config["subcommand"] == "predict":
+            raise ValueError("predict needs a trained network: --ckpt_path best, last, or a file")
         if not path or path == "hpc":
             return
         if not Path(path).is_file():
@@ -70,7 +72,7 @@ class CLI(LightningCLI):
         found = sorted(run.glob(f"{versions}checkpoints/{which}.ckpt"), key=lambda path: path.stat().st_mtime)
         if found:
             if fitting and which == "last" and versions:
-                _logger_arguments(options)["version"] = found[-1].parents[1].name
+                _logger_arguments(options)["version"] = _version(found[-1].parents[1])
             return str(found[-1])
         if not fitting:
             raise FileNotFoundError(f"--ckpt_path {which}: no checkpoint below {run}")
@@ -81,6 +83,7 @@ class CLI(LightningCLI):
         """The checkpoint's hyper-parameters stand, but those given on the command line itself win."""
         stored = dict(checkpoint.get("hyper_parameters", {}))
         stored.pop("_instantiator", None)
+        stored.pop("weights", None)  # the weights are those of the checkpoint
         stored_class = stored.pop("_class_path", None)
         if stored_class is None:
             raise ValueError(f"--ckpt_path {path} was not written by this program: it names no model")
@@ -90,6 +93,10 @@ class CLI(LightningCLI):
                 f"--ckpt_path {path} holds a {stored_class}, the configuration asks for {model['class_path']}"
             )
         given = _given_model_keys(sys.argv[1:])
+        if "weights" in given:
+            rank_zero_info(f"model.weights is not used: the weights are those of {path}")
+        if "meta_layer" in given and model["init_args"].get("meta_layer") != stored.get("meta_layer"):
+            given.add("meta_options")  # options belong to their layer
         for key, value in stored.items():
             here = model["init_args"].get(key)
             here = here.as_dict() if hasattr(here, "as_dict") else here
@@ -99,28 +106,30 @@ class CLI(LightningCLI):
             rank_zero_info(f"model.{key}: {value} in the checkpoint, {here} in the configuration: the {winner} wins")
             if key not in given:
                 model["init_args"][key] = value
-        # weights are in the checkpoint
         if "weights" in model["init_args"]:
             model["init_args"]["weights"] = None
 
     def before_instantiate_classes(self) -> None:
         options = self.config[self.subcommand]
-        if not options["trainer.logger"]:  # nothing to monitor for
+        if not options["trainer.logger"]:  # Lightning refuses the learning-rate monitor without one
             self.trainer_defaults["callbacks"] = [_last_checkpoint()]
         self.save_config_kwargs = {"overwrite": True}  # a requeued job starts in the folder of its run
         if self.subcommand == "fit":
             return
         self.save_config_kwargs["config_filename"] = f"config_{self.subcommand}.yaml"
         # results of a checkpoint belong to its run
-        path = Path(options.get("ckpt_path") or "")
+        folder = Path(options.get("ckpt_path") or "").resolve().parent
         logger = _logger_arguments(options)
-        if logger and path.parent.name == "checkpoints" and path.parents[2] == _run_folder(options):
-            logger["version"] = path.parents[1].name
+        if logger and folder.name == "checkpoints" and folder.parents[1] == _run_folder(options).resolve():
+            logger["version"] = _version(folder.parent)
 
     def after_fit(self) -> None:
         """The last line: how good, and where."""
         log_dir = self.trainer.log_dir  # a broadcast: every process takes part
-        if not self.trainer.is_global_zero or "val/top1" not in self.trainer.callback_metrics:
+        if not self.trainer.is_global_zero:
+            return
+        if "val/top1" not in self.trainer.callback_metrics:
+            print(f"no epoch was finished (epoch {self.trainer.current_epoch}, max_epochs {self.trainer.max_epochs})")
             return
         checkpoint = self.trainer.checkpoint_callback
         best = getattr(checkpoint, "best_model_score", None)
@@ -164,6 +173,11 @@ def main() -> None:
     except SIGTERMException:
         print("stopped by SIGTERM: --ckpt_path last goes on after the last finished epoch", file=sys.stderr)
         sys.exit(128 + signal.SIGTERM)
+    except SystemExit as end:
+        if isinstance(end.__context__, KeyboardInterrupt):
+            print("interrupted: --ckpt_path last goes on after the last finished epoch", file=sys.stderr)
+            sys.exit(128 + signal.SIGINT)
+        raise
     except Exception as error:
         if wants_traceback():
             raise
@@ -182,6 +196,12 @@ def _run_folder(options: Any) -> Path:
     if arguments is None:
         return Path(options["trainer"].get("default_root_dir") or ".")
     return Path(arguments["save_dir"], arguments["name"] or "")
+
+
+def _version(folder: Path) -> int | str:
+    """The version that a logger keeps in a folder: a number, where the logger counted."""
+    number = folder.name.removeprefix("version_")
+    return int(number) if number.isdecimal() else folder.name
 
 
 def _logger_arguments(options: Any) -> Any:
@@ -211,7 +231,17 @@ def _given_files(arguments: list[str]) -> list[str]:
 
 
 def _given_model_keys(arguments: list[str]) -> set[str]:
-    """The names of the model's arguments that stand on the command line itself."""
+    """The names of the model's arguments that stand on the command line itself.
+
+    Raises:
+        ValueError: for a whole model there (``--model FILE``, ``--model JSON``): what of it should win is not plain.
+    """
+    for name, value in zip(arguments, [*arguments[1:], ""], strict=True):
+        whole = value if name == "--model" else name.removeprefix("--model=") if name.startswith("--model=") else "Name"
+        if not whole.isidentifier():
+            raise ValueError(
+                "with --ckpt_path, give single values of the model (--model.KEY VALUE), not --model as a whole"
+            )
     pattern = re.compile(r"--model\.(?:init_args\.)?(\w+)")
     return {match[1] for argument in arguments if (match := pattern.match(argument))}
 

@@ -33,7 +33,7 @@ def print_newline_after_progress_bar(error: Exception) -> None:
 def describe(error: Exception) -> str:
     """The message of an error; for an unforeseen one also its kind and the last line of ours that it passed."""
     message = str(error) or type(error).__name__
-    if "loading state_dict" in message:
+    if "loading state_dict" in message:  # the user's mix of files, not an error of the program
         return message
     if isinstance(error, FORESEEN) or type(error).__module__.startswith(("pytorch_lightning", "lightning")):
         return message
@@ -50,7 +50,7 @@ def one_line(message: str) -> str:
     if match := re.search(r"required: \w+\.model", text):
         return f"{match[0]}: give a configuration, --config configs/demo.yaml"
     if match := re.search(r"Expected a dot import path string: (\S+)", text):
-        return f"unknown class {match[1]!r}: the README lists the models, data modules and callbacks"
+        return f"unknown class {match[1]!r}: the README names our classes; optimizers and schedules are torch's"
     if "loading state_dict" in text:
         return _misfit(text)
     text = re.sub(r"Given value: (Namespace|NestedArg)\(.*", "", text)

@@ -30,6 +30,11 @@ class PredictionWriter(pl.Callback):
         # fail before the work, not after it
         if stage == "predict" and not self.output.absolute().parent.is_dir():
             raise FileNotFoundError(f"predictions.output {self.output}: its folder does not exist")
+        if stage == "predict" and self.output.is_dir():
+            raise ValueError(f"predictions.output {self.output} is a folder: give a file")
+
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.rows, self.unreadable = [], []
 
     def on_predict_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, *args: Any, **kwargs: Any

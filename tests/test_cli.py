@@ -62,12 +62,8 @@ def trained(main, demo, capsys):
         (("fit", "--config", "DEMO", "--data.batch_size", 100000), "fewer than data.batch_size"),
         (("test", "--config", "DEMO", "--ckpt_path", "nope.ckpt"), "--ckpt_path nope.ckpt does not exist"),
         (("test", "--config", "DEMO", "--ckpt_path", "last"), "no checkpoint below runs/demo"),
-        (("predict", "--config", "DEMO", "--data.predict_folder", "nope"), "data.predict_folder nope is no folder"),
-        (("predict", "--config", "DEMO"), "--data.predict_folder FOLDER"),
-        (
-            ("predict", "--config", "DEMO", "--data.predict_folder", ".", "--predictions.output", "nope/p.csv"),
-            "predictions.output nope/p.csv: its folder does not exist",
-        ),
+        (("predict", "--config", "DEMO", "--data.predict_folder", "."), "predict needs a trained network: --ckpt_path"),
+        (("fit", "--config", "DEMO", "--model.meta_options.iterations", "many"), "iterations must be a whole number"),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_line(main, demo, capsys, arguments, message):
@@ -219,6 +215,47 @@ def test_predict_writes_the_csv_and_names_what_it_could_not_read(main, demo, cap
     assert main(*predict, "--predictions.output", "again.csv") == 3
     assert "unreadable, skipped: images/broken.jpg" in capsys.readouterr().err
     assert len(read_csv("again.csv")) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--data.predict_folder", "nope"), "data.predict_folder nope is no folder"),
+        ((), "--data.predict_folder FOLDER"),
+        (("--data.predict_folder", ".", "--predictions.output", "nope/p.csv"), "nope/p.csv: its folder does not exist"),
+        (("--data.predict_folder", ".", "--predictions.output", "."), "predictions.output . is a folder"),
+    ],
+)
+def test_predictions_that_cannot_be_made(main, demo, capsys, trained, arguments, message):
+    assert main("predict", "--config", demo, "--ckpt_path", "last", *arguments) == 1
+    assert message in only_error(capsys)
+
+
+def test_divergence_of_average_pooling(main, demo, capsys):
+    diverging = ("--model.meta_layer", "gap", "--model.optimizer.lr", 1e30, "--trainer.max_epochs", 2)
+    assert main("fit", "--config", demo, *diverging, *SHORT) == 1
+    assert re.search(r"(train|val)/loss is (nan|inf)", only_error(capsys))
+
+
+def test_options_of_the_layer_follow_the_layer(main, demo):
+    seven = ("--model.meta_options.iterations", 7, "--trainer.max_epochs", 1)
+    assert main("fit", "--config", demo, *seven, *SHORT) == 0
+    test = ("test", "--config", demo, "--ckpt_path", "last", "--trainer.limit_test_batches", 2)
+    assert main(*test) == 0
+    config = yaml.safe_load(Path("runs/demo/version_0/config_test.yaml").read_text())
+    assert config["model"]["init_args"]["meta_options"] == {"iterations": 7}
+    assert main(*test, "--model.meta_layer", "svd-pade") == 0
+
+
+def test_a_whole_model_beside_a_checkpoint_is_refused(main, demo, capsys, trained):
+    assert main("test", "--config", demo, "--ckpt_path", "last", "--model", '{"class_path": "Classifier"}') == 1
+    assert "give single values of the model" in only_error(capsys)
+
+
+def test_a_checkpoint_by_its_absolute_path_logs_in_its_run(main, demo, trained):
+    path = (trained / "best.ckpt").absolute()
+    assert main("test", "--config", demo, "--ckpt_path", path, "--trainer.limit_test_batches", 2) == 0
+    assert [folder.name for folder in Path("runs/demo").iterdir()] == ["version_0"]
 
 
 def test_only_unreadable_images(main, demo, trained, tmp_path):

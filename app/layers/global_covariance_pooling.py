@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from app.spectral import METHODS, FailureCounts, covariance_sqrt
-from app.spectral.functions import make_method
+from app.spectral.functions import parse_options
 from app.spectral.scalar_functions import SquareRoot
 
 META_LAYERS = ("gap", *METHODS)
@@ -31,7 +31,7 @@ class GlobalCovariancePooling(nn.Module):
         in_channels: channels C of the feature map.
         dim: channels d that the covariance is taken of, at most C. ``None``: no reduction, d = C (AlexNet).
         meta_layer: one of `META_LAYERS`.
-        meta_options: options of the meta-layer, as in `app.spectral.functions.METHODS`.
+        meta_options: options of the meta-layer, as in `app.spectral.functions.METHODS`, and ``route``.
         spectral_dtype: precision of the covariance and all that follows it.
 
     Attributes:
@@ -56,6 +56,8 @@ class GlobalCovariancePooling(nn.Module):
         self.meta_options = dict(meta_options or {})
         self.spectral_dtype = {"float32": torch.float32, "float64": torch.float64}[spectral_dtype]
         self.counts = FailureCounts()
+        channels = f"{in_channels}" if meta_layer == "gap" or dim is None else f"{in_channels} -> {dim}"
+        self._label = f"{meta_layer} pooling of {channels} channels"
         if meta_layer == "gap":
             if self.meta_options:
                 raise ValueError(f"meta_layer gap takes no options, got {', '.join(self.meta_options)}")
@@ -64,7 +66,7 @@ class GlobalCovariancePooling(nn.Module):
             return
         if meta_layer not in META_LAYERS:
             raise ValueError(f"unknown meta_layer {meta_layer!r}: choose one of {', '.join(META_LAYERS)}")
-        make_method(meta_layer, SquareRoot(), self.meta_options)  # wrong options fail here, not in the first batch
+        parse_options(meta_layer, SquareRoot(), self.meta_options)  # wrong options fail here, not in the first batch
         if dim is not None and not 2 <= dim <= in_channels:
             raise ValueError(f"dim must lie between 2 and the {in_channels} channels of the backbone, got {dim}")
         self.reduction = None if dim is None else _reduction(in_channels, dim)
@@ -89,19 +91,19 @@ class GlobalCovariancePooling(nn.Module):
                 **self.meta_options,
             )
         except FloatingPointError as error:
-            raise FloatingPointError(f"{self}: {error}; {self._culprit()}") from error
+            raise FloatingPointError(f"{self._label}: {error}; {self._culprit(features)}") from error
         return Q.flatten(1).index_select(1, self.upper_triangle)
 
-    def _culprit(self) -> str:
+    def _culprit(self, features: Tensor) -> str:
         weights = [name for name, value in self.named_parameters() if not value.isfinite().all()]
         if weights:
-            return f"the weights {', '.join(weights)} are not finite either: an earlier update diverged"
+            return f"the weights {', '.join(weights)} are not finite: an earlier update diverged"
+        if features.isfinite().all():
+            return "the features are finite, their covariance overflows: use spectral_dtype float64"
         return "the weights of this layer are finite: look at the backbone, the learning rate or the images"
 
-    def __repr__(self) -> str:
-        reduction = "" if self.reduction is None else f"{self.reduction[0].in_channels} -> "
-        channels = self.out_features if self.meta_layer == "gap" else round((2 * self.out_features) ** 0.5 - 0.5)
-        return f"GlobalCovariancePooling({reduction}{channels}, {self.meta_layer})"
+    def extra_repr(self) -> str:
+        return self._label
 
 
 def _reduction(in_channels: int, dim: int) -> nn.Sequential:

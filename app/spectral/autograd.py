@@ -86,7 +86,10 @@ def _trace_scale(eigenvalues: Tensor) -> Tensor:
 
 
 class MatrixFunction(torch.autograd.Function):
-    """``f(P)`` from the decomposition of P. Saves the eigenvectors and eigenvalues."""
+    """``f(P)`` from the decomposition of P. Saves the eigenvectors and eigenvalues, and for svd-exact also Q.
+
+    The exact square root can be differentiated twice, where P is positive definite.
+    """
 
     @staticmethod
     def forward(ctx: Any, P: Tensor, eigenvalues: Tensor, U: Tensor, method: Method) -> Tensor:
@@ -144,17 +147,18 @@ class _SquareRootGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, H: Tensor) -> tuple[Tensor, Tensor, None, None]:
         Q, S, eigenvalues, U = ctx.saved_tensors
-        T = _SquareRootGradient.apply(Q, H, eigenvalues, U)
-        TS = T @ S
-        return -(TS + TS.mT), T, None, None
+        with torch.autocast(H.device.type, enabled=False):
+            T = _SquareRootGradient.apply(Q, H, eigenvalues, U)
+            TS = T @ S
+            return -(TS + TS.mT), T, None, None
 
 
 class CovarianceFunction(torch.autograd.Function):
     r"""``f(Y Y^T)`` from features, decomposed on the cheaper side. Y are the centred features over sqrt(N).
 
-    N > d: ``Y Y^T = U diag(l) U^T``; the gradient is ``2 dL/dP Y``.
+    N >= d: ``Y Y^T = U diag(l) U^T``; the gradient is ``2 dL/dP Y``.
 
-    N <= d: ``Y^T Y = W diag(l) W^T`` and ``U = Y W diag(1/s)``, s = sqrt(l), on the numerically nonzero part. The
+    N < d: ``Y^T Y = W diag(l) W^T`` and ``U = Y W diag(1/s)``, s = sqrt(l), on the numerically nonzero part. The
     gradient ``2 dL/dP Y`` is then, with D_i0 for the pairs (range, null space),
 
         2 [U (D * M - M diag(D_0)) + G U diag(D_0)] diag(s) W^T
@@ -167,7 +171,8 @@ class CovarianceFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, X: Tensor, Y: Tensor, eigenvalues: Tensor, V: Tensor, method: Method) -> Tensor:
-        ctx.method, ctx.small = method, V.shape[-1] == Y.shape[-1] != Y.shape[-2]
+        d, N = Y.shape[-2:]
+        ctx.method, ctx.small = method, d > N
         ctx.input_dtype = X.dtype
         values = method.values(eigenvalues)
         if ctx.small:

@@ -17,7 +17,7 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 from app.spectral import gradients
 from app.spectral.autograd import Covariance, CovarianceFunction, MatrixFunction, Method
 from app.spectral.eigh import FailureCounts, eigh
-from app.spectral.newton_schulz import Coefficients, NewtonSchulz, classic, minimax, newton_schulz
+from app.spectral.newton_schulz import Coefficients, NewtonSchulz, classic, minimax, newton_schulz, whole_number
 from app.spectral.pade import pade_order
 from app.spectral.scalar_functions import InverseSquareRoot, Logarithm, Power, ScalarFunction, SquareRoot
 
@@ -40,21 +40,20 @@ def _ns_minimax(f: ScalarFunction, *, iterations: int = 5, floor: float = 1e-3) 
 
 
 def _svd_topn(f: ScalarFunction, *, topn: int = 200) -> Method:
-    if topn < 1:
-        raise ValueError(f"topn must be at least 1, got {topn}")
+    whole_number("topn", topn)
     if f.value(torch.zeros(1)).item() != 0:
         raise ValueError("svd-topn sets eigenvalues to zero, where this function is not defined")
     return Method(f, gradients.svd, keep=topn)
 
 
 def _svd_trunc(f: ScalarFunction, *, trunc_limit: float = 1e10) -> Method:
-    if not trunc_limit > 0:
-        raise ValueError(f"trunc_limit must be positive, got {trunc_limit}")
+    if not isinstance(trunc_limit, int | float) or not trunc_limit > 0:
+        raise ValueError(f"trunc_limit must be positive, got {trunc_limit!r}")
     return Method(f, partial(gradients.truncated, limit=trunc_limit))
 
 
 def _svd_pi(f: ScalarFunction, *, taylor_degree: int = 100) -> Method:
-    return Method(f, partial(gradients.power_iteration, degree=_at_least_one(taylor_degree)))
+    return Method(f, partial(gradients.power_iteration, degree=whole_number("taylor_degree", taylor_degree)))
 
 
 def _svd_newton(f: ScalarFunction, *, iterations: int = 10) -> Method:
@@ -62,7 +61,7 @@ def _svd_newton(f: ScalarFunction, *, iterations: int = 10) -> Method:
 
 
 def _svd_taylor(f: ScalarFunction, *, taylor_degree: int = 100) -> Method:
-    return Method(f, partial(gradients.taylor, degree=_at_least_one(taylor_degree)))
+    return Method(f, partial(gradients.taylor, degree=whole_number("taylor_degree", taylor_degree)))
 
 
 def _svd_pade(f: ScalarFunction, *, pade_degree: int = 100) -> Method:
@@ -118,7 +117,9 @@ def matrix_sqrt(P: Tensor, method: str = "svd-exact", **options: Any) -> Tensor:
         ``(..., d, d)`` in the dtype of P. ``svd-exact`` on positive definite input can be differentiated twice.
 
     Raises:
-        ValueError: for P not square, symmetric, finite, positive semi-definite, or a wrong method or option.
+        ValueError: for P not square, symmetric, positive semi-definite (products see a negative diagonal only), or a
+            wrong method or option.
+        FloatingPointError: for P not finite.
         TypeError: for P not floating point.
 
     Example:
@@ -147,8 +148,7 @@ def matrix_power(P: Tensor, alpha: float, method: str = "svd-exact", **options: 
 
     The Newton-Schulz methods are not defined here.
     """
-    if not alpha > 0:
-        raise ValueError(f"alpha must be positive, got {alpha}")
+    _check_alpha(alpha)
     return _of_matrix(P, Power(alpha), method, options)
 
 
@@ -180,22 +180,22 @@ def covariance_sqrt(X: Tensor, method: str = "svd-exact", **options: Any) -> Ten
 
 def covariance_power(X: Tensor, alpha: float, method: str = "svd-exact", **options: Any) -> Tensor:
     """``alpha``-th power of the covariance of features, alpha > 0; otherwise as `covariance_sqrt`."""
-    if not alpha > 0:
-        raise ValueError(f"alpha must be positive, got {alpha}")
+    _check_alpha(alpha)
     return _of_features(X, Power(alpha), method, options)
 
 
 @torch.compiler.disable
 def _of_matrix(P: Tensor, f: ScalarFunction, name: str, options: dict[str, Any], *, eps: float = 0.0) -> Tensor:
-    options = dict(options)
-    dtype, route, counts = _common(options)
-    method = make_method(name, f, options)
+    method, dtype, route, counts = parse_options(name, f, options)
     _check_matrix(P)
     with torch.autocast(P.device.type, enabled=False):
         A = P.to(dtype).reshape(-1, *P.shape[-2:])
         if eps:
             A = A + eps * torch.eye(A.shape[-1], dtype=dtype, device=A.device)
+        _check_covariance(A.detach())  # what was finite may overflow in another dtype
         if _by_products(method, route, A):
+            if (A.diagonal(dim1=-2, dim2=-1) < 0).any():
+                raise ValueError("matrices must be positive semi-definite: one has a negative entry on its diagonal")
             return _products(A, method).to(P.dtype).reshape(P.shape)
         with torch.no_grad():
             eigenvalues, U, unsolved = eigh((A + A.mT) / 2, counts)  # the backend would read one triangle only
@@ -205,7 +205,7 @@ def _of_matrix(P: Tensor, f: ScalarFunction, name: str, options: dict[str, Any],
                 eigenvalues = eigenvalues.clamp_min(eps)
             else:
                 eigenvalues = _without_null(eigenvalues, A.shape[-1])
-                if isinstance(f, InverseSquareRoot | Logarithm) and (eigenvalues[solved] == 0).any():
+                if isinstance(method.function, InverseSquareRoot | Logarithm) and (eigenvalues[solved] == 0).any():
                     raise ValueError("P + eps I must be positive definite, and P is singular: raise eps")
         Q = MatrixFunction.apply(A, eigenvalues, U, method)
         if unsolved is not None:
@@ -215,9 +215,7 @@ def _of_matrix(P: Tensor, f: ScalarFunction, name: str, options: dict[str, Any],
 
 @torch.compiler.disable
 def _of_features(X: Tensor, f: ScalarFunction, name: str, options: dict[str, Any]) -> Tensor:
-    options = dict(options)
-    dtype, route, counts = _common(options)
-    method = make_method(name, f, options)
+    method, dtype, route, counts = parse_options(name, f, options)
     _check_floating(X, "features")
     if 0 in X.shape[-2:]:
         raise ValueError(f"features need at least one channel and one position (..., d, N), got {tuple(X.shape)}")
@@ -239,25 +237,31 @@ def _of_features(X: Tensor, f: ScalarFunction, name: str, options: dict[str, Any
         return Q.reshape(*batch, d, d)
 
 
-def _common(options: dict[str, Any]) -> tuple[torch.dtype, Route, FailureCounts | None]:
+def parse_options(
+    name: str, f: ScalarFunction, options: dict[str, Any]
+) -> tuple[Method, torch.dtype, Route, FailureCounts | None]:
+    """The layer, and the options that all layers share: ``dtype``, ``route`` and ``counts``.
+
+    Raises:
+        ValueError: for a wrong name, option or value.
+    """
+    options = dict(options)
     dtype, route = options.pop("dtype", torch.float64), options.pop("route", "auto")
     if dtype not in (torch.float32, torch.float64):
         raise ValueError(f"dtype of the spectral part must be torch.float32 or torch.float64, got {dtype}")
     if route not in ("auto", "eigenbasis", "products"):
         raise ValueError(f"unknown route {route!r}: choose auto, eigenbasis or products")
-    return dtype, route, options.pop("counts", None)
+    counts = options.pop("counts", None)
+    method = make_method(name, f, options)
+    if route == "products" and not isinstance(method.function, NewtonSchulz):
+        raise ValueError("route 'products' is for the Newton-Schulz methods, isqrt-cov and ns-minimax")
+    return method, dtype, route, counts
 
 
 def _iteration(f: ScalarFunction, coefficients: Coefficients) -> NewtonSchulz:
     if isinstance(f, SquareRoot | InverseSquareRoot):
         return NewtonSchulz(coefficients, inverse=isinstance(f, InverseSquareRoot))
     raise ValueError("the Newton-Schulz iteration is defined for the square root and its inverse only")
-
-
-def _at_least_one(degree: int) -> int:
-    if degree < 1:
-        raise ValueError(f"taylor_degree must be at least 1, got {degree}")
-    return degree
 
 
 def _by_products(method: Method, route: Route, A: Tensor) -> bool:
@@ -267,8 +271,6 @@ def _by_products(method: Method, route: Route, A: Tensor) -> bool:
     the papers' reason for the iteration, that products are what they do best.
     """
     if not isinstance(method.function, NewtonSchulz):
-        if route == "products":
-            raise ValueError("route 'products' is for the Newton-Schulz methods, isqrt-cov and ns-minimax")
         return False
     return route == "products" or (route == "auto" and A.device.type != "cpu")
 
@@ -335,6 +337,11 @@ def _check_covariance(covariance: Tensor) -> None:
     bad = ~covariance.diagonal(dim1=-2, dim2=-1).sum(-1).isfinite()
     if bad.any():
         raise FloatingPointError(f"{int(bad.sum())} of {len(bad)} samples have non-finite features or covariances")
+
+
+def _check_alpha(alpha: float) -> None:
+    if not 0 < alpha < float("inf"):
+        raise ValueError(f"alpha must be positive and finite, got {alpha}")
 
 
 def _check_eps(eps: float) -> None:

@@ -2,13 +2,13 @@ r"""The gradient rules: what stands for the divided difference f[l_i, l_j] in th
 
 With ``P = U diag(l) U^T`` and the symmetrised, rotated upstream gradient M, the gradient of every layer is
 ``U (D * M) U^T`` with ``D_ij = K_ij f(l_i) + K_ji f(l_j)``, where K_ij is the layer's stand-in for 1/(l_i - l_j)
-(README.md of this folder has the derivation). For every rule but `power_iteration` K is skew-symmetric, so
+(README.md of this folder has the derivation). For `svd`, `truncated`, `taylor` and `pade` K is skew-symmetric, so
 
     D_ij = c_ij f[l_i, l_j]     with the damping  c_ij = K_ij (l_i - l_j)  in [0, 1]:
 
-the remedies of the papers all multiply the true derivative by a number below one. Each rule is a function of f and two
-broadcasting tensors of eigenvalues a, b, and returns D for these pairs; the diagonal, f'(l_i) for every rule, is set
-by the caller. Below, t = |a - b| / max(a, b), and the eigenvalue ratio of the papers is x = 1 - t.
+these remedies of the papers multiply the true derivative by a number of at most one. Each rule is a function of f and
+two broadcasting tensors of eigenvalues a, b, and returns D for these pairs; the diagonal, f'(l_i) for every rule, is
+set by the caller. Below, t = |a - b| / max(a, b), and the eigenvalue ratio of the papers is x = 1 - t.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def taylor(f: ScalarFunction, a: Tensor, b: Tensor, *, degree: int) -> Tensor:
 def pade(f: ScalarFunction, a: Tensor, b: Tensor, *, degree: int) -> Tensor:
     """Damping c = (1 - x) P(x) / Q(x): 1/(1 - x) by its Padé approximant (Song et al., ICCV 2021, eq. 21).
 
-    1 to within round-off, and 0 where a = b: see `app.spectral.pade` for why it can be nothing else.
+    1 to within 4e-6, and 0 where a = b: see `app.spectral.pade` for why it can be nothing else.
     """
     return f.divided_difference(a, b).mul_(pade_damping(relative_gap(a, b)[1], degree))
 
@@ -62,8 +62,8 @@ def power_iteration(f: ScalarFunction, a: Tensor, b: Tensor, *, degree: int) -> 
     """K_ij = (1 + l_j/l_i + ... + (l_j/l_i)^K) / l_i for every ordered pair (Song et al., ICCV 2021, eq. 36).
 
     Also where l_j > l_i, outside the series' radius of convergence: with a > b and x = b/a,
-    D = [(1 - x^(K+1)) f(a) + (x^-(K+1) - 1) f(b)] / (a - b) grows like x^-K, and overflows for small x. That is why
-    the method diverges here (sec. 3.3, appendix A). A zero eigenvalue has no series; that pair gets f[a, b].
+    D = [(1 - x^(K+1)) f(a) + (x^-(K+1) - 1) f(b)] / (a - b): K_ij grows like x^-K, and overflows for small x. That is
+    why the method diverges here (sec. 3.3, appendix A). A zero eigenvalue has no series; that pair gets f[a, b].
     """
     high, t = relative_gap(a, b)
     low = torch.minimum(a, b)

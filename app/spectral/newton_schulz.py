@@ -26,9 +26,16 @@ Coefficients = tuple[tuple[float, float], ...]
 
 def classic(iterations: int) -> Coefficients:
     """(3/2, 1/2) at every step (eq. 7)."""
-    if iterations < 1:
-        raise ValueError(f"iterations must be at least 1, got {iterations}")
-    return ((1.5, 0.5),) * iterations
+    return ((1.5, 0.5),) * whole_number("iterations", iterations)
+
+
+def whole_number(name: str, value: int) -> int:
+    """The value of an option, if it is a whole number of at least 1."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ValueError(f"{name} must be a whole number, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+    return value
 
 
 def minimax(iterations: int, floor: float = 1e-3) -> Coefficients:
@@ -42,7 +49,7 @@ def minimax(iterations: int, floor: float = 1e-3) -> Coefficients:
         iterations: number of steps.
         floor: smallest eigenvalue of A that counts, in (0, 1).
     """
-    if not 0 < floor < 1:
+    if not isinstance(floor, int | float) or not 0 < floor < 1:
         raise ValueError(f"floor must lie between 0 and 1, got {floor}")
     low, high = floor**0.5, 1.0
     pairs = []
@@ -81,7 +88,7 @@ class NewtonSchulz:
         return -0.5 if self.inverse else 0.5
 
     def value(self, a: Tensor) -> Tensor:
-        y, z, _ = self._iterates(a)[-1]
+        y, z = self._iterates(a)[1]
         return z if self.inverse else y
 
     def divided_difference(self, a: Tensor, b: Tensor) -> Tensor:
@@ -89,21 +96,21 @@ class NewtonSchulz:
         yy = torch.ones_like(a + b)
         zz = torch.zeros_like(yy)
         for (_, beta), (y_a, z_a, w_a), (y_b, z_b, w_b) in zip(
-            self.coefficients, self._iterates(a), self._iterates(b), strict=False
+            self.coefficients, self._iterates(a)[0], self._iterates(b)[0], strict=True
         ):
             ww = (yy * (-beta * z_a)).addcmul_(zz, -beta * y_b)
             yy.mul_(w_b).addcmul_(ww, y_a)
             zz.mul_(w_a).addcmul_(ww, z_b)
         return zz if self.inverse else yy
 
-    def _iterates(self, a: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """(y, z, w) at the start of every step, and (y, z, z) of the result."""
+    def _iterates(self, a: Tensor) -> tuple[list[tuple[Tensor, Tensor, Tensor]], tuple[Tensor, Tensor]]:
+        """(y, z, w) at the start of every step, and (y, z) of the result."""
         y, z, steps = a, torch.ones_like(a), []
         for alpha, beta in self.coefficients:
             w = alpha - beta * z * y
             steps.append((y, z, w))
             y, z = y * w, z * w
-        return [*steps, (y, z, z)]
+        return steps, (y, z)
 
 
 def newton_schulz(P: Tensor, coefficients: Coefficients, *, inverse: bool = False) -> Tensor:
@@ -166,7 +173,7 @@ class _NewtonSchulzProducts(torch.autograd.Function):
                 v = w if v is None else v @ w
                 dm = _steering_tangent(dm, m, a, b)
         assert dv is not None
-        # Q = tr^h phi(P / tr):  dP = tr^(h-1) L[G] + (h <G, Q> - tr^(h-1) <L[G], A>) / tr I, eq. (10) for h = 1/2
+        # Q = tr^h phi(P / tr):  dP = tr^(h-1) L[G] + (h <G, Q> / tr - tr^(h-1) <L[G], A>) I, eq. (10) for h = 1/2
         degree = -0.5 if ctx.inverse else 0.5
         dv.mul_(trace ** (degree - 1))
         in_trace = degree * (G * Q).sum((-2, -1)) / trace[:, 0, 0] - (dv * m_steps[0]).sum((-2, -1))

@@ -53,12 +53,13 @@ def pade_damping(t: Tensor, degree: int) -> Tensor:
     """``t`` times the Padé approximant P/Q at ``x = 1 - t``, for t in [0, 1] (eq. 17, coefficients above).
 
     With ``u = 1 - (x + ... + x^n) / n``:  ``Q = delta + (1 - delta) u``, ``tP = (1 - delta) u + delta (1 - x^(n+1))``.
-    The quotient is u / (u + delta) for every t that a float can hold: the other terms in delta are below its round-off.
+    The quotient is u / (u + delta): the other terms in delta are below its round-off. It is 0 at t = 0 and, at degree
+    100, within 4e-6 of 1 at the smallest t above.
     """
     n = pade_order(degree)
-    x_to_n_minus_1 = torch.log1p(-t).mul_(n).expm1_()
-    u = (1 / t).sub_(1).mul_(x_to_n_minus_1).div_(n).add_(1)  # x (1 - x^n) / (n t) is the mean of x^1..x^n
-    u = u.clamp_min_(0).masked_fill_(t == 0, 0)
+    power_less_one = torch.log1p(-t).mul_(n).expm1_()
+    u = (1 / t).sub_(1).mul_(power_less_one).div_(n).add_(1)  # x (1 - x^n) / (n t) is the mean of x^1..x^n
+    u = torch.maximum(u, t).masked_fill_(t == 0, 0)  # the mean is at most x: u >= t, also where its digits cancel
     return u.div_(u + DELTA)
 
 

@@ -25,17 +25,18 @@ def test_contestants_are_all_methods_and_the_other_routes():
     assert list(bench.contestants()) == [*METHODS, bench.PRODUCTS, bench.UNROLLED]
 
 
-def test_rounds_are_interleaved_and_the_warm_up_is_dropped():
+def test_every_round_runs_all_in_changing_order_and_the_warm_up_is_dropped():
     order = []
 
     def run(name):
         order.append(name)
         return float(len(order)), 0.0
 
-    runs = {name: lambda name=name: run(name) for name in "ab"}
-    times = bench.interleave(runs, 2, tqdm(disable=True))
-    assert order == ["a", "b"] * 3
-    assert times == {"a": [(3.0, 0.0), (5.0, 0.0)], "b": [(4.0, 0.0), (6.0, 0.0)]}
+    times = bench.interleave({name: lambda name=name: run(name) for name in "abcd"}, 3, tqdm(disable=True))
+    rounds = [order[k : k + 4] for k in range(0, 16, 4)]
+    assert all(sorted(names) == list("abcd") for names in rounds)
+    assert len({tuple(names) for names in rounds}) > 1
+    assert times == {name: [(4.0 * k + rounds[k].index(name) + 1, 0.0) for k in (1, 2, 3)] for name in "abcd"}
 
 
 def test_time_layer_sees_forward_and_backward():

@@ -109,6 +109,22 @@ def test_non_finite_features_and_weights_are_told_apart():
         layer(features(dtype=torch.float32))
 
 
+def test_an_overflowing_covariance_is_told_apart():
+    layer = GlobalCovariancePooling(8, None, "svd-exact", spectral_dtype="float32")
+    with pytest.raises(FloatingPointError, match="their covariance overflows: use spectral_dtype float64"):
+        layer(1e30 * features(dtype=torch.float32))
+
+
+def test_the_route_is_an_option():
+    eigenbasis, products = (
+        GlobalCovariancePooling(8, None, "isqrt-cov", {"route": route})(features())
+        for route in ("eigenbasis", "products")
+    )
+    torch.testing.assert_close(eigenbasis, products)
+    with pytest.raises(ValueError, match="route 'products' is for the Newton-Schulz methods"):
+        GlobalCovariancePooling(8, None, "svd-exact", {"route": "products"})
+
+
 def test_state_dict_holds_only_the_reduction():
     keys = GlobalCovariancePooling(8, 5).state_dict().keys()
     assert all(key.startswith("reduction.") for key in keys)

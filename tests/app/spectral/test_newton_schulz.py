@@ -201,11 +201,11 @@ def test_minimax_tends_to_the_classic_coefficients():
 @pytest.mark.parametrize("iterations", [0, -1])
 def test_at_least_one_step(iterations):
     for steps in (classic, minimax):
-        with pytest.raises(ValueError, match=f"iterations must be at least 1, got {iterations}"):
+        with pytest.raises(ValueError, match=f"iterations must .* at least 1, got {iterations}"):
             steps(iterations)
 
 
 @pytest.mark.parametrize("floor", [0.0, 1.0, -1e-3, 2.0, float("nan")])
 def test_floor_between_zero_and_one(floor):
-    with pytest.raises(ValueError, match="floor must lie between 0 and 1, got"):
+    with pytest.raises(ValueError, match=f"floor must .* 1, got {floor}"):
         minimax(5, floor)
