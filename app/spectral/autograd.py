@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from app.spectral.gradients import Rule, exact
 from app.spectral.newton_schulz import NewtonSchulz
+from app.spectral.once import once
 from app.spectral.scalar_functions import ScalarFunction, SquareRoot
 
 
@@ -92,28 +92,24 @@ class MatrixFunction(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, P: Tensor, eigenvalues: Tensor, U: Tensor, method: Method) -> Tensor:
+    def forward(ctx: Any, P: Tensor, anchored: Tensor, eigenvalues: Tensor, U: Tensor, method: Method) -> Tensor:
         Q = (U * method.values(eigenvalues).unsqueeze(-2)) @ U.mT
         ctx.method = method
         # the exact square root can be differentiated again, through Q
         ctx.twice = method == Method(SquareRoot())
-        ctx.save_for_backward(eigenvalues, U, *([Q] if ctx.twice else []))
+        ctx.save_for_backward(eigenvalues, U, Q if ctx.twice else anchored)
         return Q
 
     @staticmethod
-    def backward(ctx: Any, G: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, G: Tensor) -> tuple[Tensor, None, None, None, None]:
+        eigenvalues, U, last = ctx.saved_tensors
         with torch.autocast(G.device.type, enabled=False):
             if ctx.twice and torch.is_grad_enabled():
-                eigenvalues, U, Q = ctx.saved_tensors
-                return _SquareRootGradient.apply(Q, G, eigenvalues, U), None, None, None
-            return _first_order_gradient(ctx, G), None, None, None
-
-
-@once_differentiable
-def _first_order_gradient(ctx: Any, G: Tensor) -> Tensor:
-    eigenvalues, U = ctx.saved_tensors[:2]
-    D, _, t = ctx.method.differences(eigenvalues)
-    return _gradient_of_matrix(G, U, D, t)
+                return _SquareRootGradient.apply(last, G, eigenvalues, U), None, None, None, None
+            with torch.no_grad():
+                D, _, t = ctx.method.differences(eigenvalues)
+                gradient = _gradient_of_matrix(G, U, D, t)
+        return once(gradient, last), None, None, None, None
 
 
 def _gradient_of_matrix(G: Tensor, U: Tensor, D: Tensor, t: Tensor | None) -> Tensor:
@@ -170,7 +166,9 @@ class CovarianceFunction(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, X: Tensor, Y: Tensor, eigenvalues: Tensor, V: Tensor, method: Method) -> Tensor:
+    def forward(
+        ctx: Any, X: Tensor, anchored: Tensor, Y: Tensor, eigenvalues: Tensor, V: Tensor, method: Method
+    ) -> Tensor:
         d, N = Y.shape[-2:]
         ctx.method, ctx.small = method, d > N
         ctx.input_dtype = X.dtype
@@ -178,21 +176,21 @@ class CovarianceFunction(torch.autograd.Function):
         if ctx.small:
             s = eigenvalues.sqrt()
             U = (Y @ V).mul_(torch.where(s > 0, 1 / s, 0).unsqueeze(-2))
-            ctx.save_for_backward(eigenvalues, U, V)
+            ctx.save_for_backward(eigenvalues, U, V, anchored)
         else:
             U = V
-            ctx.save_for_backward(eigenvalues, U, Y)
+            ctx.save_for_backward(eigenvalues, U, Y, anchored)
         return ((U * values.unsqueeze(-2)) @ U.mT).to(X.dtype)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, G: Tensor) -> tuple[Tensor, None, None, None, None]:
-        with torch.autocast(G.device.type, enabled=False):
-            return CovarianceFunction._gradient(ctx, G), None, None, None, None
+    def backward(ctx: Any, G: Tensor) -> tuple[Tensor, None, None, None, None, None]:
+        with torch.autocast(G.device.type, enabled=False), torch.no_grad():
+            gradient = CovarianceFunction._gradient(ctx, G)
+        return once(gradient, ctx.saved_tensors[-1]), None, None, None, None, None
 
     @staticmethod
     def _gradient(ctx: Any, G: Tensor) -> Tensor:
-        eigenvalues, U, other = ctx.saved_tensors
+        eigenvalues, U, other, _ = ctx.saved_tensors
         D, D_null, t = ctx.method.differences(eigenvalues)
         G = G.to(U.dtype)
         if ctx.small:
@@ -213,15 +211,15 @@ class Covariance(torch.autograd.Function):
     """``Y Y^T`` of the centred features over sqrt(N), ``(B, d, d)``; the gradient, for the uncentred X, is eq. (6)."""
 
     @staticmethod
-    def forward(ctx: Any, X: Tensor, Y: Tensor) -> Tensor:
+    def forward(ctx: Any, X: Tensor, anchored: Tensor, Y: Tensor) -> Tensor:
         ctx.input_dtype = X.dtype
-        ctx.save_for_backward(Y)
+        ctx.save_for_backward(Y, anchored)
         return Y @ Y.mT
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, G: Tensor) -> tuple[Tensor, None]:
-        (Y,) = ctx.saved_tensors
-        with torch.autocast(G.device.type, enabled=False):
+    def backward(ctx: Any, G: Tensor) -> tuple[Tensor, None, None]:
+        Y, anchored = ctx.saved_tensors
+        with torch.autocast(G.device.type, enabled=False), torch.no_grad():
             # (G + G^T) X I_bar, with I_bar = (I - 11^T/N) / N: the rows of Y have mean zero already
-            return ((G + G.mT) @ Y).mul_(Y.shape[-1] ** -0.5).to(ctx.input_dtype), None
+            gradient = ((G + G.mT) @ Y).mul_(Y.shape[-1] ** -0.5).to(ctx.input_dtype)
+        return once(gradient, anchored), None, None

@@ -18,6 +18,7 @@ from app.spectral import gradients
 from app.spectral.autograd import Covariance, CovarianceFunction, MatrixFunction, Method
 from app.spectral.eigh import FailureCounts, eigh
 from app.spectral.newton_schulz import Coefficients, NewtonSchulz, classic, minimax, newton_schulz, whole_number
+from app.spectral.once import anchor
 from app.spectral.pade import pade_order
 from app.spectral.scalar_functions import InverseSquareRoot, Logarithm, Power, ScalarFunction, SquareRoot
 
@@ -207,7 +208,7 @@ def _of_matrix(P: Tensor, f: ScalarFunction, name: str, options: dict[str, Any],
                 eigenvalues = _without_null(eigenvalues, A.shape[-1])
                 if isinstance(method.function, InverseSquareRoot | Logarithm) and (eigenvalues[solved] == 0).any():
                     raise ValueError("P + eps I must be positive definite, and P is singular: raise eps")
-        Q = MatrixFunction.apply(A, eigenvalues, U, method)
+        Q = MatrixFunction.apply(A, anchor(A), eigenvalues, U, method)
         if unsolved is not None:
             Q = _replace(Q, unsolved, A, method)
         return Q.to(P.dtype).reshape(P.shape)
@@ -223,7 +224,7 @@ def _of_features(X: Tensor, f: ScalarFunction, name: str, options: dict[str, Any
     X = X.reshape(-1, d, N)
     with torch.autocast(X.device.type, enabled=False):
         if _by_products(method, route, X):
-            P = Covariance.apply(X, _centre(X, dtype))
+            P = Covariance.apply(X, anchor(X), _centre(X, dtype))
             return _products(P, method).to(X.dtype).reshape(*batch, d, d)
         with torch.no_grad():
             Y = _centre(X, dtype)
@@ -231,9 +232,9 @@ def _of_features(X: Tensor, f: ScalarFunction, name: str, options: dict[str, Any
             _check_covariance(gram)
             eigenvalues, V, unsolved = eigh(gram, counts)
             eigenvalues = _without_null(eigenvalues, max(d, N))
-        Q = CovarianceFunction.apply(X, Y, eigenvalues, V, method)
+        Q = CovarianceFunction.apply(X, anchor(X), Y, eigenvalues, V, method)
         if unsolved is not None:
-            Q = _replace(Q, unsolved, Covariance.apply(X, _centre(X, torch.float64)), method)
+            Q = _replace(Q, unsolved, Covariance.apply(X, anchor(X), _centre(X, torch.float64)), method)
         return Q.reshape(*batch, d, d)
 
 

@@ -18,7 +18,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from app.spectral.once import anchor, once
 
 Coefficients = tuple[tuple[float, float], ...]
 """One pair (a_k, b_k) for each step."""
@@ -124,7 +125,7 @@ def newton_schulz(P: Tensor, coefficients: Coefficients, *, inverse: bool = Fals
     Returns:
         ``(B, d, d)``; differentiable once.
     """
-    return _NewtonSchulzProducts.apply(P, coefficients, inverse)
+    return _NewtonSchulzProducts.apply(P, anchor(P), coefficients, inverse)
 
 
 class _NewtonSchulzProducts(torch.autograd.Function):
@@ -137,7 +138,7 @@ class _NewtonSchulzProducts(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, P: Tensor, coefficients: Coefficients, inverse: bool) -> Tensor:
+    def forward(ctx: Any, P: Tensor, anchored: Tensor, coefficients: Coefficients, inverse: bool) -> Tensor:
         trace = _trace(P)
         trace = torch.where(trace > 0, trace, 1)
         A = P / trace
@@ -151,18 +152,18 @@ class _NewtonSchulzProducts(torch.autograd.Function):
         assert v is not None
         Q = v / trace.sqrt() if inverse else v.mul_(trace.sqrt())
         ctx.coefficients, ctx.inverse = coefficients, inverse
-        ctx.save_for_backward(trace, Q, *m_steps)
+        ctx.save_for_backward(anchored, trace, Q, *m_steps)
         return Q
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, G: Tensor) -> tuple[Tensor, None, None]:
-        with torch.autocast(G.device.type, enabled=False):
-            return _NewtonSchulzProducts._gradient(ctx, G), None, None
+    def backward(ctx: Any, G: Tensor) -> tuple[Tensor, None, None, None]:
+        with torch.autocast(G.device.type, enabled=False), torch.no_grad():
+            gradient = _NewtonSchulzProducts._gradient(ctx, G)
+        return once(gradient, ctx.saved_tensors[0]), None, None, None
 
     @staticmethod
     def _gradient(ctx: Any, G: Tensor) -> Tensor:
-        trace, Q, *m_steps = ctx.saved_tensors
+        _, trace, Q, *m_steps = ctx.saved_tensors
         G = (G + G.mT).mul_(0.5)
         v, dv = (None, None) if ctx.inverse else (m_steps[0], G.clone())
         dm = G.clone()
