@@ -222,7 +222,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "python -m app.bench",
         usage="python -m app.bench [options]",
         description="Time the forward and backward pass of every layer, from features to the square root of their "
-        "covariance (the default sizes take about five minutes on two cores).",
+        "covariance (the default sizes take about three minutes on two cores).",
     )
     number = {"type": _positive, "metavar": "INT"}
     grid = " ".join(map(str, POSITIONS))
@@ -251,7 +251,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         default="float64",
         help="dtype of the features; the spectral part is float64 (default: %(default)s)",
     )
-    parser.add_argument("--full", action="store_true", help="all sizes; takes about an hour on two cores")
+    parser.add_argument("--full", action="store_true", help="all sizes; takes about ten minutes on two cores")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="also write the figures there")
     options = parser.parse_args(arguments)
     try:

@@ -91,7 +91,7 @@ class Table:
         widths = [max(len(line[c]) for line in lines) for c in range(len(self.header))]
         text = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) + " |" for line in lines]
         text.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
-        note = [textwrap.fill(self.note, 120), ""] if self.note else []
+        note = [textwrap.fill(self.note, 120, break_on_hyphens=False), ""] if self.note else []
         return "\n".join([f"## {self.title}", "", *note, *text, ""])
 
     def write_csv(self, folder: Path) -> None:
@@ -331,7 +331,7 @@ def _layer_table(X: Tensor, bar: tqdm[Any]) -> Table:
     note = (
         f"ReLU feature maps of {B} photographs, d = {d} channels, N = {N} positions; the rank is at most "
         f"{min(d, N - 1)}, the nonzero eigenvalues of a covariance span a factor of {number(min(spans))} to "
-        f"{number(max(spans))}. {LAYER_NOTE}"
+        f"{number(max(spans))}. {LAYER_NOTE} svd-topn keeps {TOPN} eigenvalues."
     )
     parts = ["Q f64", "dX f64", "Q f32", "dX f32"]
     header = ["layer", *parts, *(f"own {part}" for part in parts)]
