@@ -38,6 +38,11 @@ class Backbone(nn.Sequential):
         super().__init__(OrderedDict(layers))
         self.out_channels = out_channels
 
+    @property
+    def last_convolution(self) -> nn.Conv2d:
+        """The convolution that the features come out of, but for batch norm, addition and activation."""
+        return [module for module in self.modules() if isinstance(module, nn.Conv2d)][-1]
+
 
 def build_backbone(
     name: str,

@@ -86,6 +86,18 @@ class Classifier(pl.LightningModule):
         """Images ``(B, 3, H, W)`` to logits ``(B, K)``."""
         return self.classifier(self.pooling(self.backbone(images)))
 
+    @property
+    def pre_svd_layer(self) -> nn.Conv2d | None:
+        """The convolution whose output the covariance is taken of; ``None`` for networks without a covariance."""
+        if self.pooling.meta_layer == "gap":
+            return None
+        return self.pooling.pre_svd_layer or self.backbone.last_convolution
+
+    def use_meta_layer(self, meta_layer: str, meta_options: dict[str, Any] | None = None) -> None:
+        """Pool by another meta-layer from now on; checkpoints written from now on name it."""
+        self.pooling.use_meta_layer(meta_layer, meta_options)
+        self.hparams["meta_layer"], self.hparams["meta_options"] = meta_layer, meta_options
+
     def setup(self, stage: str) -> None:
         """Check that data and model agree on the classes."""
         names = getattr(self.trainer.datamodule, "class_names", None)  # type: ignore[attr-defined]

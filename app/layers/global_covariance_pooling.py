@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from app.spectral import METHODS, FailureCounts, covariance_sqrt
+from app.spectral import METHODS, FailureCounts, covariance_spectrum, covariance_sqrt
 from app.spectral.functions import parse_options
 from app.spectral.scalar_functions import SquareRoot
 
@@ -37,6 +37,10 @@ class GlobalCovariancePooling(nn.Module):
     Attributes:
         out_features: length of the pooled vector.
         counts: what its decompositions went through (`FailureCounts`).
+        spectrum: eigenvalues ``(B, r)`` of the covariances of the last batch, ascending, r = min(d, N), the other d - r
+            are zero; ``None`` before the first, and where the layer decomposes nothing and `spectrum_wanted` is false.
+        spectrum_wanted: decompose for `spectrum` also where the layer itself does not need it (Newton-Schulz by
+            products). Monitors switch it on and off.
 
     Raises:
         ValueError: for a wrong name, option or dim, and in `forward` for a map of a single position.
@@ -52,21 +56,17 @@ class GlobalCovariancePooling(nn.Module):
         spectral_dtype: Literal["float32", "float64"] = "float64",
     ) -> None:
         super().__init__()
-        self.meta_layer = meta_layer
-        self.meta_options = dict(meta_options or {})
         self.spectral_dtype = {"float32": torch.float32, "float64": torch.float64}[spectral_dtype]
         self.counts = FailureCounts()
-        channels = f"{in_channels}" if meta_layer == "gap" or dim is None else f"{in_channels} -> {dim}"
-        self._label = f"{meta_layer} pooling of {channels} channels"
+        self.spectrum: Tensor | None = None
+        self.spectrum_wanted = False
+        self.dim = None if meta_layer == "gap" else dim or in_channels
+        self._channels = f"{in_channels}" if meta_layer == "gap" or dim is None else f"{in_channels} -> {dim}"
+        self.use_meta_layer(meta_layer, meta_options)
         if meta_layer == "gap":
-            if self.meta_options:
-                raise ValueError(f"meta_layer gap takes no options, got {', '.join(self.meta_options)}")
             self.reduction = None
             self.out_features = in_channels
             return
-        if meta_layer not in META_LAYERS:
-            raise ValueError(f"unknown meta_layer {meta_layer!r}: choose one of {', '.join(META_LAYERS)}")
-        parse_options(meta_layer, SquareRoot(), self.meta_options)  # wrong options fail here, not in the first batch
         if dim is not None and not 2 <= dim <= in_channels:
             raise ValueError(f"dim must lie between 2 and the {in_channels} channels of the backbone, got {dim}")
         self.reduction = None if dim is None else _reduction(in_channels, dim)
@@ -75,6 +75,32 @@ class GlobalCovariancePooling(nn.Module):
         rows, columns = torch.triu_indices(d, d)
         self.register_buffer("upper_triangle", rows * d + columns, persistent=False)
 
+    @property
+    def pre_svd_layer(self) -> nn.Conv2d | None:
+        """The convolution whose output the covariance is taken of; ``None`` where the backbone ends with it."""
+        return None if self.reduction is None else self.reduction[0]
+
+    def use_meta_layer(self, meta_layer: str, meta_options: dict[str, Any] | None = None) -> None:
+        """Go on with another meta-layer (the hybrid protocol: Song et al., ICCV 2021, sec. 3.4).
+
+        Raises:
+            ValueError: for a wrong name or option, and between ``gap`` and the others, which differ in their shapes.
+        """
+        if meta_layer not in META_LAYERS:
+            raise ValueError(f"unknown meta_layer {meta_layer!r}: choose one of {', '.join(META_LAYERS)}")
+        if (meta_layer == "gap") != (self.dim is None):
+            raise ValueError(f"{self._label} cannot become {meta_layer}: its output has another shape")
+        meta_options = dict(meta_options or {})
+        if meta_layer != "gap":
+            parse_options(meta_layer, SquareRoot(), meta_options)  # wrong options fail here, not in the first batch
+        elif meta_options:
+            raise ValueError(f"meta_layer gap takes no options, got {', '.join(meta_options)}")
+        self.meta_layer, self.meta_options = meta_layer, meta_options
+
+    @property
+    def _label(self) -> str:
+        return f"{self.meta_layer} pooling of {self._channels} channels"
+
     def forward(self, features: Tensor) -> Tensor:
         if self.meta_layer == "gap":
             return features.mean((-2, -1))
@@ -82,17 +108,24 @@ class GlobalCovariancePooling(nn.Module):
             raise ValueError("covariance pooling needs a feature map of more than one position: use larger images")
         if self.reduction is not None:
             features = self.reduction(features)
+        self.spectrum = None
         try:
             Q = covariance_sqrt(
                 features.flatten(2),
                 self.meta_layer,
                 dtype=self.spectral_dtype,
                 counts=self.counts,
+                observe=self._observe,
                 **self.meta_options,
             )
         except FloatingPointError as error:
             raise FloatingPointError(f"{self._label}: {error}; {self._culprit(features)}") from error
+        if self.spectrum_wanted and self.spectrum is None:
+            self.spectrum = covariance_spectrum(features.flatten(2), self.spectral_dtype)
         return Q.flatten(1).index_select(1, self.upper_triangle)
+
+    def _observe(self, eigenvalues: Tensor) -> None:
+        self.spectrum = eigenvalues
 
     def _culprit(self, features: Tensor) -> str:
         weights = [name for name, value in self.named_parameters() if not value.isfinite().all()]

@@ -4,6 +4,7 @@ from app.spectral.eigh import FailureCounts
 from app.spectral.functions import (
     METHODS,
     covariance_power,
+    covariance_spectrum,
     covariance_sqrt,
     matrix_inverse_sqrt,
     matrix_log,
@@ -15,6 +16,7 @@ __all__ = [
     "METHODS",
     "FailureCounts",
     "covariance_power",
+    "covariance_spectrum",
     "covariance_sqrt",
     "matrix_inverse_sqrt",
     "matrix_log",

@@ -23,6 +23,7 @@ from app.spectral.pade import pade_order
 from app.spectral.scalar_functions import InverseSquareRoot, Logarithm, Power, ScalarFunction, SquareRoot
 
 Route = Literal["auto", "eigenbasis", "products"]
+Observer = Callable[[Tensor], None]
 
 FALLBACK = minimax(iterations=12, floor=1e-6)
 """Steps for matrices that cannot be decomposed: round-off accuracy for relative eigenvalues down to 1e-6."""
@@ -112,7 +113,8 @@ def matrix_sqrt(P: Tensor, method: str = "svd-exact", **options: Any) -> Tensor:
         method: one of `METHODS`.
         **options: of the method (see `METHODS`), and ``dtype`` (of the spectral part, default float64), ``route``
             (for the Newton-Schulz methods: ``"eigenbasis"``, ``"products"`` or ``"auto"``), ``counts`` (a
-            `FailureCounts` to count in).
+            `FailureCounts` to count in), ``observe`` (a function that is handed the eigenvalues ``(B, r)``, ascending,
+            of the matrices that were decomposed; products decompose none).
 
     Returns:
         ``(..., d, d)`` in the dtype of P. ``svd-exact`` on positive definite input can be differentiated twice.
@@ -185,9 +187,33 @@ def covariance_power(X: Tensor, alpha: float, method: str = "svd-exact", **optio
     return _of_features(X, Power(alpha), method, options)
 
 
+@torch.no_grad()
+def covariance_spectrum(X: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Eigenvalues of the covariance of features, for monitors of layers that do not decompose it; no gradient.
+
+    Args:
+        X: features ``(..., d, N)``.
+        dtype: precision of the decomposition.
+
+    Returns:
+        ``(..., r)``, r = min(d, N), ascending; the other d - r eigenvalues are zero. A matrix that cannot be decomposed
+        has NaN.
+
+    Raises:
+        FloatingPointError, ValueError, TypeError: as `covariance_sqrt`.
+    """
+    _check_features(X)
+    with torch.autocast(X.device.type, enabled=False):
+        Y = _centre(X.reshape(-1, *X.shape[-2:]), dtype)
+        eigenvalues, _, unsolved = _decompose_covariance(Y, None)
+    if unsolved is not None:
+        eigenvalues[unsolved] = float("nan")
+    return eigenvalues.reshape(*X.shape[:-2], -1)
+
+
 @torch.compiler.disable
 def _of_matrix(P: Tensor, f: ScalarFunction, name: str, options: dict[str, Any], *, eps: float = 0.0) -> Tensor:
-    method, dtype, route, counts = parse_options(name, f, options)
+    method, dtype, route, counts, observe = parse_options(name, f, options)
     _check_matrix(P)
     with torch.autocast(P.device.type, enabled=False):
         A = P.to(dtype).reshape(-1, *P.shape[-2:])
@@ -208,6 +234,8 @@ def _of_matrix(P: Tensor, f: ScalarFunction, name: str, options: dict[str, Any],
                 eigenvalues = _without_null(eigenvalues, A.shape[-1])
                 if isinstance(method.function, InverseSquareRoot | Logarithm) and (eigenvalues[solved] == 0).any():
                     raise ValueError("P + eps I must be positive definite, and P is singular: raise eps")
+            if observe is not None:
+                observe(eigenvalues[solved])
         Q = MatrixFunction.apply(A, anchor(A), eigenvalues, U, method)
         if unsolved is not None:
             Q = _replace(Q, unsolved, A, method)
@@ -216,10 +244,8 @@ def _of_matrix(P: Tensor, f: ScalarFunction, name: str, options: dict[str, Any],
 
 @torch.compiler.disable
 def _of_features(X: Tensor, f: ScalarFunction, name: str, options: dict[str, Any]) -> Tensor:
-    method, dtype, route, counts = parse_options(name, f, options)
-    _check_floating(X, "features")
-    if 0 in X.shape[-2:]:
-        raise ValueError(f"features need at least one channel and one position (..., d, N), got {tuple(X.shape)}")
+    method, dtype, route, counts, observe = parse_options(name, f, options)
+    _check_features(X)
     *batch, d, N = X.shape
     X = X.reshape(-1, d, N)
     with torch.autocast(X.device.type, enabled=False):
@@ -228,20 +254,28 @@ def _of_features(X: Tensor, f: ScalarFunction, name: str, options: dict[str, Any
             return _products(P, method).to(X.dtype).reshape(*batch, d, d)
         with torch.no_grad():
             Y = _centre(X, dtype)
-            gram = Y.mT @ Y if d > N else Y @ Y.mT
-            _check_covariance(gram)
-            eigenvalues, V, unsolved = eigh(gram, counts)
-            eigenvalues = _without_null(eigenvalues, max(d, N))
+            eigenvalues, V, unsolved = _decompose_covariance(Y, counts)
+            if observe is not None:
+                observe(eigenvalues if unsolved is None else eigenvalues[~unsolved])
         Q = CovarianceFunction.apply(X, anchor(X), Y, eigenvalues, V, method)
         if unsolved is not None:
             Q = _replace(Q, unsolved, Covariance.apply(X, anchor(X), _centre(X, torch.float64)), method)
         return Q.reshape(*batch, d, d)
 
 
+def _decompose_covariance(Y: Tensor, counts: FailureCounts | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """`eigh` of ``Y^T Y`` or ``Y Y^T``, the smaller; what cannot be told from zero is zero."""
+    d, N = Y.shape[-2:]
+    gram = Y.mT @ Y if d > N else Y @ Y.mT
+    _check_covariance(gram)
+    eigenvalues, V, unsolved = eigh(gram, counts)
+    return _without_null(eigenvalues, max(d, N)), V, unsolved
+
+
 def parse_options(
     name: str, f: ScalarFunction, options: dict[str, Any]
-) -> tuple[Method, torch.dtype, Route, FailureCounts | None]:
-    """The layer, and the options that all layers share: ``dtype``, ``route`` and ``counts``.
+) -> tuple[Method, torch.dtype, Route, FailureCounts | None, Observer | None]:
+    """The layer, and the options that all layers share: ``dtype``, ``route``, ``counts`` and ``observe``.
 
     Raises:
         ValueError: for a wrong name, option or value.
@@ -252,11 +286,11 @@ def parse_options(
         raise ValueError(f"dtype of the spectral part must be torch.float32 or torch.float64, got {dtype}")
     if route not in ("auto", "eigenbasis", "products"):
         raise ValueError(f"unknown route {route!r}: choose auto, eigenbasis or products")
-    counts = options.pop("counts", None)
+    counts, observe = options.pop("counts", None), options.pop("observe", None)
     method = make_method(name, f, options)
     if route == "products" and not isinstance(method.function, NewtonSchulz):
         raise ValueError("route 'products' is for the Newton-Schulz methods, isqrt-cov and ns-minimax")
-    return method, dtype, route, counts
+    return method, dtype, route, counts, observe
 
 
 def _iteration(f: ScalarFunction, coefficients: Coefficients) -> NewtonSchulz:
@@ -312,6 +346,12 @@ def _check_floating(X: Tensor, what: str) -> None:
         raise TypeError(f"{what} must be floating point, got {X.dtype}")
     if X.ndim < 2:
         raise ValueError(f"{what} need at least two dimensions, got shape {tuple(X.shape)}")
+
+
+def _check_features(X: Tensor) -> None:
+    _check_floating(X, "features")
+    if 0 in X.shape[-2:]:
+        raise ValueError(f"features need at least one channel and one position (..., d, N), got {tuple(X.shape)}")
 
 
 def _check_matrix(P: Tensor) -> None:

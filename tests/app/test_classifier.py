@@ -116,3 +116,21 @@ def test_divergence_is_named_and_not_trained_on(tmp_path):
 def test_too_few_classes():
     with pytest.raises(ValueError, match="num_classes must be at least 2"):
         small(num_classes=1)
+
+
+def test_pre_svd_layer_is_the_last_convolution_before_the_covariance():
+    model = small()
+    assert model.pre_svd_layer is model.pooling.reduction[0]
+    model = small(dim=None)
+    assert model.pre_svd_layer is model.backbone.stage4[0]
+    assert small(meta_layer="gap").pre_svd_layer is None
+
+
+def test_checkpoints_name_the_meta_layer_in_use(tmp_path):
+    model = small(meta_layer="isqrt-cov")
+    model.use_meta_layer("svd-taylor", {"taylor_degree": 7})
+    run = trainer(tmp_path, max_steps=1)
+    run.fit(model, loader())
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    again = Classifier.load_from_checkpoint(tmp_path / "a.ckpt", weights_only=True)
+    assert (again.pooling.meta_layer, again.pooling.meta_options) == ("svd-taylor", {"taylor_degree": 7})

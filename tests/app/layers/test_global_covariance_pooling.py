@@ -128,3 +128,50 @@ def test_the_route_is_an_option():
 def test_state_dict_holds_only_the_reduction():
     keys = GlobalCovariancePooling(8, 5).state_dict().keys()
     assert all(key.startswith("reduction.") for key in keys)
+
+
+@pytest.mark.parametrize("positions", [2, 6])
+def test_spectrum_of_the_last_batch(positions):
+    features = torch.randn(4, 5, positions, 2, dtype=torch.float64)
+    centred = features.flatten(2) - features.flatten(2).mean(-1, keepdim=True)
+    expected = torch.linalg.eigvalsh(centred @ centred.mT / (2 * positions))
+    layer = GlobalCovariancePooling(5, None, "svd-pade")
+    assert layer.spectrum is None
+    layer(features)
+    rank = layer.spectrum.shape[-1]
+    torch.testing.assert_close(layer.spectrum, expected[:, -rank:])
+    assert rank == min(5, 2 * positions)
+
+
+def test_products_decompose_only_where_it_is_wanted():
+    features = torch.randn(4, 5, 2, 2, dtype=torch.float64)
+    layer = GlobalCovariancePooling(5, None, "isqrt-cov", {"route": "products"})
+    layer(features)
+    assert layer.spectrum is None
+    layer.spectrum_wanted = True
+    layer(features)
+    reference = GlobalCovariancePooling(5, None, "svd-exact")
+    reference(features)
+    assert layer.spectrum.shape == (4, 4)
+    assert torch.equal(layer.spectrum, reference.spectrum)
+
+
+def test_another_meta_layer_from_now_on():
+    features = torch.randn(2, 8, 3, 3)
+    layer = GlobalCovariancePooling(8, 4, "isqrt-cov", {"iterations": 3}).eval()
+    other = GlobalCovariancePooling(8, 4, "svd-trunc", {"trunc_limit": 5}).eval()
+    other.load_state_dict(layer.state_dict())
+    layer.use_meta_layer("svd-trunc", {"trunc_limit": 5})
+    assert torch.equal(layer(features), other(features))
+    assert "svd-trunc" in repr(layer)
+    with pytest.raises(ValueError, match="svd-trunc pooling of 8 -> 4 channels cannot become gap"):
+        layer.use_meta_layer("gap")
+    with pytest.raises(ValueError, match="takes no option 'iterations'"):
+        layer.use_meta_layer("svd-exact", {"iterations": 3})
+    assert layer.meta_layer == "svd-trunc"
+
+
+def test_the_layer_names_its_pre_svd_layer():
+    layer = GlobalCovariancePooling(8, 4)
+    assert layer.pre_svd_layer is layer.reduction[0]
+    assert GlobalCovariancePooling(8, None).pre_svd_layer is GlobalCovariancePooling(8, 4, "gap").pre_svd_layer is None
