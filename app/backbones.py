@@ -5,21 +5,22 @@ Parameter names are torchvision's, so its weights load as they are. Shapes: B ba
 
 from __future__ import annotations
 
-import pickle
 from collections import OrderedDict
 from pathlib import Path
 from typing import Literal
 
-import torch
-from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
+from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torchvision import models
+
+from app.checkpoints import load_fitting, read_state_dict, tell
 
 Downsampling = Literal["removed", "kept", "max-pool"]
 Stem = Literal["imagenet", "cifar"]
 
 BACKBONES = (
     "alexnet",
+    "alexnet_bn",
     "resnet18",
     "resnet34",
     "resnet50",
@@ -75,8 +76,10 @@ def build_backbone(
         if weights is not None:
             raise ValueError("backbone compact has no pretrained weights: leave out weights")
         return _compact(downsampling)
-    if name == "alexnet":
-        backbone = _alexnet(downsampling)
+    if name in ("alexnet", "alexnet_bn"):
+        if weights is not None and name == "alexnet_bn":
+            raise ValueError("torchvision has no weights of alexnet_bn: start from a checkpoint with init_from")
+        backbone = _alexnet(downsampling, batch_norm=name == "alexnet_bn")
     elif name == "mobilenet_v2":
         backbone = _mobilenet_v2(downsampling)
     else:
@@ -107,33 +110,13 @@ def load_torchvision_weights(backbone: Backbone, name: str, weights: str) -> Non
             raise FileNotFoundError(
                 f"weights {weights} could not be downloaded ({error}): give a local file"
             ) from error
-    own = backbone.state_dict()
-    fitting = {key: value for key, value in state.items() if key in own and own[key].shape == value.shape}
-    backbone.load_state_dict(fitting, strict=False)
-    missing, unused = [key for key in own if key not in fitting], [key for key in state if key not in fitting]
-    if not fitting:
+    # those of a classifier that is not here: its name differs from one network to the other
+    state = {f"backbone.{key}": value for key, value in state.items() if not key.startswith(("fc.", "classifier."))}
+    result = load_fitting(nn.ModuleDict({"backbone": backbone}), state)
+    if not result.loaded:
         rank_zero_warn(f"NOTHING was loaded from {weights} into {name}: the network starts from random weights")
-        return
-    rank_zero_info(f"{name}: loaded {len(fitting)} of {len(own)} tensors from {weights}")
-    if missing:
-        rank_zero_warn(f"{name}: not in {weights}, or of another shape: {', '.join(missing)}")
-    if unused:
-        rank_zero_info(f"{name}: not used from {weights}: {', '.join(unused)}")
-
-
-def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """Read a file of tensors; nothing in it is executed.
-
-    Raises:
-        ValueError: if the file is no dictionary of tensors that torch can read safely.
-    """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise ValueError(f"{path} is no file of weights that can be read safely ({type(error).__name__})") from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{path} holds no dictionary of tensors")
-    return state
+    else:
+        tell(result, weights)
 
 
 def _resnet(name: str, downsampling: Downsampling, stem: Stem) -> Backbone:
@@ -158,11 +141,16 @@ def _remove_stride(stage: nn.Module) -> None:
             module.stride = (1, 1)
 
 
-def _alexnet(downsampling: Downsampling) -> Backbone:
+def _alexnet(downsampling: Downsampling, batch_norm: bool) -> Backbone:
+    """AlexNet; with batch norm after every convolution it is the network of the papers' reference implementation."""
     if downsampling == "max-pool":
         raise ValueError("backbone alexnet: its last down-sampling is a max-pooling, choose removed or kept")
     features = models.alexnet(weights=None).features
-    return Backbone({"features": features if downsampling == "kept" else features[:-1]}, 256)
+    layers = list(features if downsampling == "kept" else features[:-1])
+    if batch_norm:
+        normed = [[m, nn.BatchNorm2d(m.out_channels)] if isinstance(m, nn.Conv2d) else [m] for m in layers]
+        layers = [module for group in normed for module in group]
+    return Backbone({"features": nn.Sequential(*layers)}, 256)
 
 
 def _mobilenet_v2(downsampling: Downsampling) -> Backbone:

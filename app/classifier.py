@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler, MultiStepLR
 from torchmetrics.classification import MulticlassAccuracy
 
 from app.backbones import Downsampling, Stem, build_backbone
+from app.checkpoints import initialise
 from app.layers import GlobalCovariancePooling
 
 
@@ -25,7 +26,7 @@ class Classifier(pl.LightningModule):
 
     Args:
         num_classes: number of classes of the data set.
-        backbone: alexnet, resnet18, resnet34, resnet50, resnet101, resnet152, mobilenet_v2 or compact.
+        backbone: alexnet, alexnet_bn, resnet18, resnet34, resnet50, resnet101, resnet152, mobilenet_v2 or compact.
         meta_layer: how features are pooled: gap (global average pooling) or the square root of their covariance by
             isqrt-cov, ns-minimax, mpn-cov, svd-exact, svd-pade, svd-taylor, svd-trunc, svd-topn, svd-newton or svd-pi.
         dim: channels that the covariance is taken of, after a 1x1 convolution with batch norm and ReLU; null: no
@@ -36,6 +37,11 @@ class Classifier(pl.LightningModule):
             kept with gap.
         stem: imagenet, or cifar (3x3, stride 1, no max-pooling; ResNets) for 32x32 images.
         weights: weights of the backbone: a file of torchvision's, or a name such as IMAGENET1K_V1; null: random.
+        init_from: start from the weights in this file: a checkpoint of this program, of fast-MPN-COV or
+            DifferentiableSVD, or torchvision's weights. What does not fit, such as a classifier of other classes, is
+            left as initialised and named. Of a checkpoint of this program, the command line also takes backbone and
+            pooling, but for what stands on the command line itself. Null: random weights.
+        init_from_required: nothing of that file fits is an error; false: a warning.
         optimizer: any optimizer of torch; the default is the papers' SGD.
         classifier_learning_rate: learning rate of the linear classifier; null: that of the optimizer.
         lr_scheduler: any schedule of torch, stepped once an epoch; null: the papers' decay by 10 at epochs 30 and 45.
@@ -52,13 +58,16 @@ class Classifier(pl.LightningModule):
         downsampling: Downsampling | None = None,
         stem: Stem = "imagenet",
         weights: str | None = None,
+        init_from: str | None = None,
+        init_from_required: bool = True,
         optimizer: OptimizerCallable = lambda params: torch.optim.SGD(params, lr=0.1, momentum=0.9, weight_decay=1e-4),
         classifier_learning_rate: float | None = None,
         lr_scheduler: Callable[[Optimizer], LRScheduler] | None = None,
     ) -> None:
         super().__init__()
         # what checkpoints keep must be plain; optimizer and schedule are kept by `_training_setup`
-        self.save_hyperparameters(ignore=["optimizer", "lr_scheduler"])
+        # where the weights came from is no property of the network: it has them
+        self.save_hyperparameters(ignore=["optimizer", "lr_scheduler", "weights", "init_from", "init_from_required"])
         if num_classes < 2:
             raise ValueError(f"num_classes must be at least 2, got {num_classes}")
         self.num_classes = num_classes
@@ -81,6 +90,9 @@ class Classifier(pl.LightningModule):
                 for stage, ks in (("train_", (1,)), ("val_", (1, 5)), ("test_", (1, 5)))
             }
         )
+
+        if init_from is not None:
+            initialise(self, init_from, resnet=backbone.startswith("resnet"), required=init_from_required)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images ``(B, 3, H, W)`` to logits ``(B, K)``."""

@@ -10,7 +10,6 @@ import warnings
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch
 from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities import rank_zero_info
@@ -19,7 +18,14 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 import app.classifier  # noqa: F401 - importing makes the classes known by their short names
 import callbacks
 import datamodules  # noqa: F401
+from app.checkpoints import read_checkpoint
 from app.errors import describe, fail, print_newline_after_progress_bar, wants_traceback
+
+ARCHITECTURE = {"backbone", "meta_layer", "meta_options", "dim", "spectral_dtype", "downsampling", "stem"}
+"""Arguments of the model that fine-tuning takes from a checkpoint."""
+
+WEIGHTS = {"weights", "init_from"}
+"""Arguments of the model that say where its weights come from."""
 
 UNREADABLE_IMAGES = 3
 """Exit status of a prediction that went through, but could not read some of the images."""
@@ -59,6 +65,8 @@ class CLI(LightningCLI):
         path = options.get("ckpt_path")
         if not path and self.config["subcommand"] == "predict":
             raise ValueError("predict needs a trained network: --ckpt_path best, last, or a file")
+        if not path:
+            _take_architecture(options["model"])
         if not path or path == "hpc":
             return
         if not Path(path).is_file():
@@ -83,7 +91,6 @@ class CLI(LightningCLI):
         """The checkpoint's hyper-parameters stand, but those given on the command line itself win."""
         stored = dict(checkpoint.get("hyper_parameters", {}))
         stored.pop("_instantiator", None)
-        stored.pop("weights", None)  # the weights are those of the checkpoint
         stored_class = stored.pop("_class_path", None)
         if stored_class is None:
             raise ValueError(f"--ckpt_path {path} was not written by this program: it names no model")
@@ -93,21 +100,12 @@ class CLI(LightningCLI):
                 f"--ckpt_path {path} holds a {stored_class}, the configuration asks for {model['class_path']}"
             )
         given = _given_model_keys(sys.argv[1:])
-        if "weights" in given:
-            rank_zero_info(f"model.weights is not used: the weights are those of {path}")
-        if "meta_layer" in given and model["init_args"].get("meta_layer") != stored.get("meta_layer"):
-            given.add("meta_options")  # options belong to their layer
-        for key, value in stored.items():
-            here = model["init_args"].get(key)
-            here = here.as_dict() if hasattr(here, "as_dict") else here
-            if here == value or key not in model["init_args"]:
-                continue
-            winner = "configuration" if key in given else "checkpoint"
-            rank_zero_info(f"model.{key}: {value} in the checkpoint, {here} in the configuration: the {winner} wins")
-            if key not in given:
-                model["init_args"][key] = value
-        if "weights" in model["init_args"]:
-            model["init_args"]["weights"] = None
+        for key in WEIGHTS:
+            if key in given:
+                rank_zero_info(f"model.{key} is not used: the weights are those of {path}")
+        _settle(model["init_args"], stored, given)
+        for key in WEIGHTS & set(model["init_args"].keys()):
+            model["init_args"][key] = None
 
     def before_instantiate_classes(self) -> None:
         options = self.config[self.subcommand]
@@ -214,12 +212,38 @@ def _logger_arguments(options: Any) -> Any:
 
 def _read_checkpoint(path: str) -> dict[str, Any]:
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a damaged or hostile file provokes
-        raise ValueError(f"--ckpt_path {path} is no checkpoint that can be read ({type(error).__name__})") from error
+        checkpoint = read_checkpoint(path)
+    except ValueError as error:
+        raise ValueError(f"--ckpt_path {path} is no checkpoint that can be read: {error}") from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise ValueError(f"--ckpt_path {path} is no checkpoint: it holds no state_dict")
     return checkpoint
+
+
+def _take_architecture(model: Any) -> None:
+    """Fine-tune the network that a checkpoint of this program holds: its backbone and pooling, not its classifier."""
+    path = model["init_args"].get("init_from")
+    if not path or not Path(path).is_file():  # the model says that there is no such file
+        return
+    checkpoint = read_checkpoint(path)
+    stored = checkpoint.get("hyper_parameters", {}) if isinstance(checkpoint, dict) else {}
+    stored = {key: value for key, value in stored.items() if key in ARCHITECTURE}
+    _settle(model["init_args"], stored, _given_model_keys(sys.argv[1:]))
+
+
+def _settle(arguments: Any, stored: dict[str, Any], given: set[str]) -> None:
+    """What the checkpoint stores stands, but for what is given on the command line itself; say what differs."""
+    if "meta_layer" in given and arguments.get("meta_layer") != stored.get("meta_layer"):
+        given = given | {"meta_options"}  # options belong to their layer
+    for key, value in stored.items():
+        here = arguments.get(key)
+        here = here.as_dict() if hasattr(here, "as_dict") else here
+        if here == value or key not in arguments:
+            continue
+        winner = "configuration" if key in given else "checkpoint"
+        rank_zero_info(f"model.{key}: {value} in the checkpoint, {here} in the configuration: the {winner} wins")
+        if key not in given:
+            arguments[key] = value
 
 
 def _given_files(arguments: list[str]) -> list[str]:

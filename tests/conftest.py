@@ -6,6 +6,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
+pytest_plugins = ["tests.miniature"]
+
 
 @pytest.fixture(scope="session")
 def demo():

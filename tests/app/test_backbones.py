@@ -2,7 +2,7 @@ import pytest
 import torch
 from torchvision import models
 
-from app.backbones import BACKBONES, build_backbone, read_state_dict
+from app.backbones import BACKBONES, build_backbone
 
 
 @pytest.mark.parametrize(
@@ -10,6 +10,7 @@ from app.backbones import BACKBONES, build_backbone, read_state_dict
     [
         ("alexnet", "removed", 256, 13),
         ("alexnet", "kept", 256, 6),
+        ("alexnet_bn", "removed", 256, 13),
         ("resnet18", "removed", 512, 14),
         ("resnet18", "kept", 512, 7),
         ("resnet18", "max-pool", 512, 7),
@@ -33,7 +34,7 @@ def test_compact_on_48_pixels(downsampling):
     assert build_backbone("compact", downsampling)(torch.zeros(2, 3, 48, 48)).shape == (2, 64, side, side)
 
 
-@pytest.mark.parametrize("name", [name for name in BACKBONES if name != "compact"])
+@pytest.mark.parametrize("name", [name for name in BACKBONES if name not in ("compact", "alexnet_bn")])
 def test_kept_backbone_is_torchvisions_network(name):
     network = models.get_model(name, weights=None).eval()
     backbone = build_backbone(name, "kept").eval()
@@ -79,7 +80,7 @@ def test_weights_from_a_local_file_and_what_was_not_loaded(tmp_path, caplog):
     torch.save(network.state_dict(), path)
     backbone = build_backbone("resnet18", weights=str(path))
     assert torch.equal(backbone.layer4[1].conv2.weight, network.layer4[1].conv2.weight)
-    with pytest.warns(UserWarning, match=r"not in .*resnet18.pth, or of another shape: conv1.weight"):
+    with pytest.warns(UserWarning, match=r"resnet18.pth: of another shape, not loaded: backbone.conv1.weight"):
         build_backbone("resnet18", stem="cifar", weights=str(path))
 
 
@@ -88,21 +89,6 @@ def test_nothing_loaded_is_a_loud_warning(tmp_path):
     torch.save({"a": torch.zeros(1)}, path)
     with pytest.warns(UserWarning, match="NOTHING was loaded"):
         build_backbone("resnet18", weights=str(path))
-
-
-class Hostile:
-    def __reduce__(self):
-        import pathlib
-
-        return pathlib.Path.touch, (pathlib.Path("executed"),)
-
-
-def test_a_hostile_file_is_not_executed(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    torch.save({"a": Hostile()}, "hostile.pth")
-    with pytest.raises(ValueError, match=r"no file of weights that can be read safely"):
-        read_state_dict("hostile.pth")
-    assert not (tmp_path / "executed").exists()
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,7 @@ def write_birds(root):
         "image_class_labels.txt": [f"{i} {label}" for i, (_, label, _, _) in enumerate(rows, 1)][::-1],
         "train_test_split.txt": [f"{i} {int(split == 'train')}" for i, (split, *_) in enumerate(rows, 1)][::-1],
         "classes.txt": [f"{i} {name}" for i, name in enumerate(CLASSES, 1)],
+        "bounding_boxes.txt": [f"{i} 1.0 1.0 38.0 28.0" for i in range(1, len(rows) + 1)],
     }
     for file, content in lines.items():
         (home / file).write_text("\n".join(content) + "\n")

@@ -1,0 +1,156 @@
+"""Weights from files: reading them safely, the names that other programs gave them, and what fits into a network.
+
+The names here are ``backbone.<torchvision's name>``, ``pooling.reduction.0`` (1x1 convolution), ``pooling.reduction.1``
+(its batch norm) and ``classifier``.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor, nn
+
+CHILDREN = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
+"""The children of torchvision's ResNet in their order: a Sequential of them has numbers in place of names."""
+
+REDUCTION = {
+    "layer_reduce": "pooling.reduction.0",  # fast-MPN-COV, DifferentiableSVD: src/network/mpncovresnet.py
+    "layer_reduce_bn": "pooling.reduction.1",
+    "representation.conv_dr_block.0": "pooling.reduction.0",  # the same, src/representation/MPNCOV.py
+    "representation.conv_dr_block.1": "pooling.reduction.1",
+}
+IN_ORDER = {
+    **{f"features.{n}": f"backbone.{child}" for n, child in enumerate(CHILDREN)},
+    "features.8": "pooling.reduction.0",
+    "features.9": "pooling.reduction.1",
+}
+"""ResNets that were made a Sequential (src/network/base.py); AlexNet and MobileNetV2 call theirs `features` anyway."""
+
+COUNTERS = "num_batches_tracked"
+"""Counters of batch norm that older files do not have; nothing depends on them."""
+
+
+def our_name(name: str, resnet: bool) -> str:
+    """The name here of a tensor from torchvision, fast-MPN-COV, DifferentiableSVD, or a run of this program.
+
+    Args:
+        name: the name in the file, where DataParallel may have put ``module.`` anywhere.
+        resnet: whether the network is a ResNet: ``features.N`` then counts its children.
+    """
+    name = re.sub(r"(^|\.)module\.", r"\1", name)
+    table = {**REDUCTION, **(IN_ORDER if resnet else {}), "fc": "classifier"}
+    for theirs, ours in table.items():
+        if name.startswith(f"{theirs}."):
+            return ours + name.removeprefix(theirs)
+    return name if name.startswith(("backbone.", "pooling.", "classifier.")) else f"backbone.{name}"
+
+
+@dataclass
+class Loaded:
+    """What became of the tensors of a file.
+
+    Attributes:
+        loaded: names of what was loaded.
+        misfits: of what has another shape, with both shapes.
+        missing: of what the file does not hold.
+        unused: of what the network does not have.
+    """
+
+    loaded: list[str] = field(default_factory=list)
+    misfits: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    unused: list[str] = field(default_factory=list)
+
+
+def load_fitting(network: nn.Module, state: dict[str, Tensor]) -> Loaded:
+    """Load the tensors whose name and shape fit, leave the others as they are, and tell which is which."""
+    own, result = network.state_dict(), Loaded()
+    for name, value in own.items():
+        if name not in state:
+            result.missing.append(name)
+        elif state[name].shape != value.shape:
+            result.misfits.append(f"{name} ({_shape(state[name])} in the file, {_shape(value)} here)")
+        else:
+            result.loaded.append(name)
+    result.unused = [name for name in state if name not in own]
+    network.load_state_dict({name: state[name] for name in result.loaded}, strict=False)
+    return result
+
+
+def initialise(network: nn.Module, path: str, *, resnet: bool, required: bool = True) -> Loaded:
+    """Start from the weights in a file, as far as they fit, and say what was loaded, what was not, and why.
+
+    Args:
+        network: a classifier with `backbone`, `pooling` and `classifier`.
+        path: a checkpoint of this program, of fast-MPN-COV or DifferentiableSVD, or a file of torchvision's weights.
+        resnet: whether the backbone is a ResNet.
+        required: nothing loaded is an error; false: a warning.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it cannot be read safely, or nothing fits.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"model.init_from {path} does not exist")
+    state = {our_name(name, resnet): value for name, value in read_state_dict(path).items()}
+    result = load_fitting(network, state)
+    if not [name for name in result.loaded if not name.endswith(COUNTERS)]:
+        example = f"it holds {next(iter(state), 'nothing')}, the network {next(iter(network.state_dict()))}"
+        message = f"nothing of {path} fits this network ({example})"
+        if required:
+            raise ValueError(f"model.init_from: {message}: choose its backbone, or --model.init_from_required false")
+        rank_zero_warn(f"{message}: it starts from random weights")
+        return result
+    tell(result, path)
+    return result
+
+
+def tell(result: Loaded, path: str) -> None:
+    """Print what was loaded from a file; warn where its backbone is not quite this one."""
+    parts = {name.split(".")[0] for name in result.loaded}
+    rank_zero_info(f"{path}: loaded {len(result.loaded)} tensors of {', '.join(sorted(parts))}")
+    for what, names in (
+        ("of another shape, not loaded", result.misfits),
+        ("not in the file, left as initialised", [name for name in result.missing if not name.endswith(COUNTERS)]),
+        ("in the file, not used", result.unused),
+    ):
+        if not names:
+            continue
+        line = f"{path}: {what}: {', '.join(names[:8])}" + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+        other_network = any(name.startswith("backbone.") for name in names)
+        (rank_zero_warn if other_network else rank_zero_info)(line)
+
+
+def read_checkpoint(path: str | Path) -> Any:
+    """Read a file of torch; nothing in it is executed.
+
+    Raises:
+        ValueError: if it is damaged, or holds more than plain types and tensors.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a damaged or hostile file provokes
+        raise ValueError(f"{path} cannot be read safely as a file of torch ({type(error).__name__})") from error
+
+
+def read_state_dict(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a file by name, bare or under ``state_dict``.
+
+    Raises:
+        ValueError: if it cannot be read safely, or holds no dictionary of tensors.
+    """
+    state = read_checkpoint(path)
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"{path} holds no dictionary of tensors")
+    return state
+
+
+def _shape(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "a number"
