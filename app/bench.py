@@ -12,6 +12,7 @@ import argparse
 import csv
 import random
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -252,6 +253,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="dtype of the features; the spectral part is float64 (default: %(default)s)",
     )
     parser.add_argument("--full", action="store_true", help="all sizes; takes about ten minutes on two cores")
+    parser.add_argument(
+        "--step",
+        action="store_true",
+        help="take a training step of a configuration apart instead: --step --config FILE [--synthetic SIDE], and the "
+        "options of train.py fit",
+    )
     parser.add_argument("--csv", type=Path, metavar="FILE", help="also write the figures there")
     options = parser.parse_args(arguments)
     try:
@@ -271,6 +278,12 @@ def _positive(text: str) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure the sizes one after another, and print a table of each as soon as it is there."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if "--step" in arguments:
+        from app import step  # the layers alone are measured without Lightning
+
+        step.main([argument for argument in arguments if argument != "--step"])
+        return
     options = parse(arguments)
     device, dtype = torch.device(options.device), getattr(torch, options.dtype)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"

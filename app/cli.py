@@ -149,13 +149,13 @@ class CLI(LightningCLI):
             sys.exit(UNREADABLE_IMAGES)
 
 
-def main() -> None:
-    """Run the command line; an error is one line, with its traceback where ``APP_TRACEBACK`` is set."""
+def main(cli: type[CLI] = CLI) -> None:
+    """Run the command line `cli`; an error is one line, with its traceback where ``APP_TRACEBACK`` is set."""
     # Lightning 2.6 with newer torch: its own use of a deprecated name, and advice that does not hold for data in memory
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     try:
-        CLI(
+        cli(
             trainer_defaults={
                 "logger": {
                     "class_path": "TensorBoardLogger",

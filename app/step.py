@@ -1,0 +1,186 @@
+"""One training step of a configuration, taken apart: ``python -m app.bench --step --config FILE``.
+
+It tells whether the loader or the network is the bottleneck, and where the time of a step goes: what table 1 of the
+supplement of Wang et al., CVPR 2020, compares for average and covariance pooling.
+
+Shapes: B batch, C channels, H x W pixels or positions.
+"""
+
+from __future__ import annotations
+
+import itertools
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from app.classifier import Classifier
+from app.cli import CLI
+from app.cli import main as run
+
+EIGH_MULTIPLY_ADDS = 4.5
+"""times n^3: the symmetric QR algorithm with eigenvectors takes 9 n^3 flops (Golub and Van Loan, sec. 8.3)."""
+
+PARTS = (
+    "backbone forward",
+    "pooling forward",
+    "classifier and loss",
+    "pooling backward",
+    "backbone backward",
+    "optimizer",
+)
+"""The parts of a step, in their order."""
+
+
+class StepCLI(CLI):
+    """Builds what ``fit`` would use, and measures instead of training."""
+
+    def add_arguments_to_parser(self, parser: Any) -> None:
+        super().add_arguments_to_parser(parser)
+        parser.add_argument("--repeats", type=int, default=5, help="timed steps, after a warm-up")
+        parser.add_argument("--batches", type=int, default=20, help="timed batches of the loader, after the first")
+        parser.add_argument(
+            "--synthetic", type=int | None, default=None, help="side in pixels of random images: no data set is read"
+        )
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        report(self.config[subcommand], self.trainer, self.model, self.datamodule)
+
+
+def loader_rate(loader: Iterable[Any], batches: int) -> tuple[float, tuple[Tensor, Tensor]]:
+    """Images per second of a loader, after its first batch; and that batch."""
+    iterator = iter(loader)
+    batch = next(iterator)
+    start, images = time.perf_counter(), 0
+    for other, _ in itertools.islice(iterator, batches):
+        images += len(other)
+    return images / (time.perf_counter() - start), batch
+
+
+def time_step(
+    model: Classifier,
+    images: Tensor,
+    labels: Tensor,
+    repeats: int,
+    context: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> dict[str, float]:
+    """Median seconds of each of `PARTS` of a training step, forward, backward and update, on one batch.
+
+    Args:
+        model: the network; it is trained.
+        images: ``(B, 3, H, W)``, on the device of the network.
+        labels: ``(B,)``.
+        repeats: timed steps, after one that is not.
+        context: what the forward pass runs in, such as autocast.
+    """
+    optimizer = model.configure_optimizers()["optimizer"]
+    model.train()
+    rounds = []
+    for _ in range(repeats + 1):
+        optimizer.zero_grad()
+        watch = Stopwatch(images.device)
+        with context():
+            features = model.backbone(images)
+            watch.split()
+            # cut here, so that the two backward passes are timed apart
+            cut = features.detach().requires_grad_()
+            pooled = model.pooling(cut)
+            watch.split()
+            loss = nn.functional.cross_entropy(model.classifier(pooled), labels)
+            watch.split()
+        loss.backward()
+        watch.split()
+        features.backward(cut.grad)
+        watch.split()
+        optimizer.step()
+        watch.split()
+        rounds.append(watch.seconds)
+    return dict(zip(PARTS, map(statistics.median, zip(*rounds[1:], strict=True)), strict=True))
+
+
+class Stopwatch:
+    """Seconds between one `split` and the next, with the work on the device done."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.seconds = device, list[float]()
+        self._wait()
+        self._last = time.perf_counter()
+
+    def split(self) -> None:
+        self._wait()
+        now = time.perf_counter()
+        self.seconds.append(now - self._last)
+        self._last = now
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def multiply_adds(model: nn.Module, image: Tensor) -> float:
+    """Multiply-adds of a forward pass of one image ``(1, 3, H, W)``, which the papers call FLOPs.
+
+    Eigendecompositions count by formula, `EIGH_MULTIPLY_ADDS`; torch counts them as nothing.
+    """
+
+    def eigh(shape: Sequence[int], *_: Any, **__: Any) -> int:
+        *batch, n, _ = shape
+        return round(2 * EIGH_MULTIPLY_ADDS * n**3) * int(torch.Size(batch).numel())
+
+    training = model.training
+    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten._linalg_eigh: eigh})
+    with torch.no_grad(), counter:
+        model.eval()(image)
+    model.train(training)
+    return counter.get_total_flops() / 2
+
+
+def peak_memory(device: torch.device) -> float:
+    """Bytes: on a GPU what the tensors took at most, on a CPU the largest size of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def report(options: Any, trainer: Any, model: Classifier, data: Any) -> None:
+    """Measure and print."""
+    device, rate = trainer.strategy.root_device, None
+    if side := options["synthetic"]:
+        batch = torch.randn(data.batch_size, 3, side, side), torch.randint(model.num_classes, (data.batch_size,))
+    else:
+        data.prepare_data()
+        data.setup("fit")
+        rate, batch = loader_rate(data.train_dataloader(), options["batches"])
+    images, labels = (tensor.to(device) for tensor in batch)
+    model.to(device)
+    operations = multiply_adds(model, images[:1])
+    seconds = time_step(model, images, labels, options["repeats"], trainer.precision_plugin.forward_context)
+    total = sum(seconds.values())
+
+    shape = " x ".join(map(str, images.shape))
+    print(f"{device}, torch {torch.__version__}, {torch.get_num_threads()} threads, precision {trainer.precision}")
+    print(f"batch {shape}, medians of {options['repeats']} steps")
+    print(f"parameters {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M")
+    print(f"multiply-adds of a forward pass {operations / 1e9:.2f} G an image")
+    print(f"peak memory {peak_memory(device) / 1e9:.2f} GB")
+    for part, value in seconds.items():
+        print(f"  {part:<20} {value * 1000:9.1f} ms  {value / total:6.1%}")
+    print(f"network {len(images) / total:8.1f} images/s")
+    if rate is not None:
+        print(f"loader  {rate:8.1f} images/s with {data.num_workers} workers, measured without the network")
+        slower, faster = sorted((rate, len(images) / total))
+        name, other = ("loader", "network") if rate == slower else ("network", "loader")
+        print(f"the {name} is the bottleneck: the {other} could do {faster / slower:.1f} times as much")
+
+
+def main(arguments: Sequence[str]) -> None:
+    """The command line: that of ``train.py fit``, and how much to measure."""
+    sys.argv = ["app.bench --step", "fit", *arguments]
+    run(StepCLI)
