@@ -96,11 +96,12 @@ def initialise(network: nn.Module, path: str, *, resnet: bool, required: bool = 
         ValueError: if it cannot be read safely, or nothing fits.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"model.init_from {path} does not exist")
+        raise FileNotFoundError(f"model.init_from {path} does not exist: give another file, or null for random weights")
     state = {our_name(name, resnet): value for name, value in read_state_dict(path).items()}
     result = load_fitting(network, state)
-    if not [name for name in result.loaded if not name.endswith(COUNTERS)]:
-        example = f"it holds {next(iter(state), 'nothing')}, the network {next(iter(network.state_dict()))}"
+    own = network.state_dict()
+    if not any(own[name].ndim > 1 for name in result.loaded):  # vectors fit by accident
+        example = f"it holds {next(iter(state), 'nothing')}, the network {next(iter(own))}"
         message = f"nothing of {path} fits this network ({example})"
         if required:
             raise ValueError(f"model.init_from: {message}: choose its backbone, or --model.init_from_required false")

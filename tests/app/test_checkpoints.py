@@ -110,6 +110,12 @@ def test_torchvision_weights_and_a_missing_reduction(tmp_path, caplog):
     assert "in the file, not used: classifier.1.weight, classifier.1.bias" in caplog.text
 
 
+def test_vectors_that_fit_by_accident_are_nothing(tmp_path):
+    torch.save(in_three_parts(reference_resnet()).state_dict(), tmp_path / "a.pth")
+    with pytest.raises(ValueError, match=r"nothing of .*a.pth fits this network"):
+        classifier(tmp_path / "a.pth", backbone="alexnet_bn", dim=None)
+
+
 def test_another_depth_is_a_warning_and_another_network_an_error(tmp_path):
     path = tmp_path / "resnet34.pth"
     torch.save(models.resnet34().state_dict(), path)
