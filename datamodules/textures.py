@@ -29,6 +29,7 @@ class Textures(ImageDataModule):
     Args:
         batch_size: images per step over all processes together.
         patch_size: side of a patch in pixels, 16 to 80.
+        noise: standard deviation of white noise added to every patch, whose own is 1; 0: none. Always the same noise.
         num_workers: loader processes per training process; the patches lie in memory, so 0 is fast.
         predict_folder: folder of images for `predict`, searched recursively; the centre of each is used.
     """
@@ -37,13 +38,16 @@ class Textures(ImageDataModule):
         self,
         batch_size: int = 64,
         patch_size: int = 48,
+        noise: float = 0.0,
         num_workers: int = 0,
         predict_folder: str | None = None,
     ) -> None:
         super().__init__(batch_size, num_workers, predict_folder)
         if not 16 <= patch_size <= 80:
             raise ValueError(f"data.patch_size must lie between 16 and 80 pixels, got {patch_size}")
-        self.patch_size = patch_size
+        if not 0 <= noise < float("inf"):
+            raise ValueError(f"data.noise must be a number of at least 0, got {noise}")
+        self.patch_size, self.noise = patch_size, noise
         self.class_names = list(PHOTOGRAPHS)
 
     def setup(self, stage: str) -> None:
@@ -53,6 +57,9 @@ class Textures(ImageDataModule):
         photographs = [_grey_square(name) for name in PHOTOGRAPHS]
         for split in splits:
             patches = [_patches(photograph, split, self.patch_size) for photograph in photographs]
+            if self.noise:
+                generator = torch.Generator().manual_seed(list(REGIONS).index(split))
+                patches = [_with_noise(p, self.noise, generator) for p in patches]
             labels = torch.arange(len(patches)).repeat_interleave(torch.tensor([len(p) for p in patches]))
             setattr(self, f"{split}_set", TensorDataset(torch.cat(patches), labels))
 
@@ -82,6 +89,11 @@ def _patches(photograph: Image.Image, split: str, size: int) -> Tensor:
     strip = _tensor(photograph)[:, start:end]
     patches = strip.unfold(0, size, 2 * step).unfold(1, size, step)
     return _standardise(patches.flatten(0, 1))
+
+
+def _with_noise(patches: Tensor, deviation: float, generator: torch.Generator) -> Tensor:
+    grey = patches[:, 0]
+    return _standardise(grey + deviation * torch.randn(grey.shape, generator=generator))
 
 
 def _standardise(patches: Tensor) -> Tensor:

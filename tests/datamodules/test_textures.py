@@ -36,8 +36,21 @@ def test_patches_are_balanced_standardised_and_three_equal_channels():
         assert ((deviation - 1).abs() < 1e-4).float().mean() > 0.95  # all but flat patches of the dark sky
 
 
-def test_the_same_every_time():
-    first, second = sets(), sets()
+def test_noise_of_the_deviation_that_was_asked_for():
+    clean, noisy = sets(), sets(noise=2.0)
+    for split in ("train_set", "val_set"):
+        x, y = (getattr(data, split).tensors[0][:, 0].flatten(1) for data in (clean, noisy))
+        # of two independent parts of deviation 1 and 2 the first makes 1 / sqrt(5); 2304 pixels, and flat patches apart
+        share = (x * y).mean(1)[x.std(1) > 0.99]
+        assert share.mean().item() == pytest.approx(5**-0.5, abs=0.005)
+        torch.testing.assert_close(y.std(1), torch.ones(len(y)), rtol=0, atol=1e-3)
+    noises = [getattr(noisy, split).tensors[0][0] for split in ("train_set", "val_set", "test_set")]
+    assert not torch.equal(noises[0], noises[1])
+
+
+@pytest.mark.parametrize("arguments", [{}, {"noise": 1.0}])
+def test_the_same_every_time(arguments):
+    first, second = sets(**arguments), sets(**arguments)
     assert torch.equal(first.train_set.tensors[0], second.train_set.tensors[0])
 
 
@@ -91,6 +104,7 @@ def test_evaluation_takes_the_centre():
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"patch_size": 100}, "between 16 and 80"),
         ({"num_workers": -1}, "num_workers must not be negative"),
+        ({"noise": -1}, "data.noise must be a number of at least 0"),
     ],
 )
 def test_bad_arguments(arguments, message):
