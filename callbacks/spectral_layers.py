@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sized
 from typing import Any
 
 from torch import nn
@@ -21,6 +22,6 @@ def spectral_layers(model: nn.Module) -> dict[str, Any]:
     }
 
 
-def suffix(layer: str, layers: Any) -> str:
+def suffix(layer: str, layers: Sized) -> str:
     """What the tags of a layer end in: its name, where the model has more than one."""
     return f"/{layer}" if len(layers) > 1 else ""
