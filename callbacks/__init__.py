@@ -1,5 +1,8 @@
 """Callbacks, selectable by class name on the command line: one behaviour, one file."""
 
+from callbacks.condition_number_monitor import ConditionNumberMonitor
+from callbacks.hybrid_protocol import HybridProtocol
 from callbacks.prediction_writer import PredictionWriter
+from callbacks.svd_failure_counter import SVDFailureCounter
 
-__all__ = ["PredictionWriter"]
+__all__ = ["ConditionNumberMonitor", "HybridProtocol", "PredictionWriter", "SVDFailureCounter"]

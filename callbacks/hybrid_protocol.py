@@ -1,0 +1,150 @@
+"""The hybrid training protocol: Newton-Schulz first, an SVD layer from shortly before the last decay on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.utilities import rank_zero_info
+
+from callbacks.last_decay import last_decay
+
+NEWTON_SCHULZ, WARM_UP, SVD = range(3)
+STAGES = ("Newton-Schulz", "warm-up", "SVD")
+
+Layer = tuple[str, dict[str, Any]]
+"""A meta-layer and its options."""
+
+
+class HybridProtocol(pl.Callback):
+    """Trains with the model's own meta-layer, and with an SVD layer from shortly before the last learning-rate decay.
+
+    Stage 0: the model's ``meta_layer`` (Newton-Schulz in the paper). Stage 1: ``warmup_epochs`` with the SVD layer at
+    the old rate. Stage 2: from the last decay to the end with the SVD layer. The covariance is better conditioned late
+    in training, where the accurate square root pays (Song et al., ICCV 2021, sec. 3.4, appendix D and table 11).
+
+    The switch is made at the start of an epoch, so a checkpoint names the layer that its weights were trained with.
+    A resumed run goes on in the stage it was in. A switch that has been made stands, also when the run is resumed
+    with other ``max_epochs`` or options; one that has not is planned anew, and is made at once if its epoch is past.
+    ``fast_dev_run`` stays in stage 0. Only training is touched: validate, test and predict use the model as it is.
+
+    Logs ``hybrid/stage`` (0, 1 or 2) for each epoch.
+
+    Args:
+        svd_layer: meta-layer from the switch on; any of the model's that pools to the same shape.
+        svd_options: its options, such as {pade_degree: 50}.
+        warmup_epochs: epochs with it before the last decay; the paper takes 1 for AlexNet and 2 for ResNet.
+        switch_epoch: first epoch with it, counted from 0; null: ``warmup_epochs`` before the last decay.
+
+    Raises:
+        ValueError: before the first batch: for a model without that meta-layer or with wrong options of it, for a
+            schedule without a last decay inside ``max_epochs`` (`last_decay`), for a warm-up longer than the
+            stage before that decay, and for a ``switch_epoch`` that the run does not reach.
+    """
+
+    def __init__(
+        self,
+        svd_layer: str = "svd-pade",
+        svd_options: dict[str, Any] | None = None,
+        warmup_epochs: int = 1,
+        switch_epoch: int | None = None,
+    ) -> None:
+        if warmup_epochs < 0:
+            raise ValueError(f"HybridProtocol: warmup_epochs must not be negative, got {warmup_epochs}")
+        if switch_epoch is not None and switch_epoch < 0:
+            raise ValueError(f"HybridProtocol: switch_epoch must not be negative, got {switch_epoch}")
+        self.svd: Layer = (svd_layer, dict(svd_options or {}))
+        self.warmup_epochs, self.switch_epoch = warmup_epochs, switch_epoch
+        self.first: Layer | None = None
+        self.stage: int | None = None
+        self._switch = 0
+        self._announced: int | None = None
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # what is known of an earlier run holds only where that run is gone on with
+        if trainer.ckpt_path is None and trainer.current_epoch == 0:
+            self.first = self.stage = None
+        self._announced = None
+        here = _layer(pl_module)
+        # a resumed run may be built with either of its layers; a third one is what the command asks for
+        if self.first is None or (not self.stage and here not in (self.first, self.svd)):
+            self.first = here
+        self._try_svd_layer(pl_module, here)
+        if not self.stage:
+            self._switch = self._plan(trainer)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not self.stage:
+            self._switch = max(self._switch, trainer.current_epoch)
+        self._enter_epoch(trainer, pl_module)  # a run resumed inside an epoch does not start that epoch again
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._enter_epoch(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        pl_module.log("hybrid/stage", float(self.stage or 0), on_epoch=True, sync_dist=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        if self.stage is None or self.first is None:
+            return {}
+        name, options = self.first
+        return {"stage": self.stage, "switch_epoch": self._switch, "first_layer": name, "first_options": options}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.stage, self._switch = state_dict["stage"], state_dict["switch_epoch"]
+        self.first = (state_dict["first_layer"], state_dict["first_options"])
+
+    def _plan(self, trainer: pl.Trainer) -> int:
+        """The first epoch with the SVD layer."""
+        epochs = trainer.max_epochs if trainer.max_epochs is not None else -1
+        if trainer.fast_dev_run:
+            return epochs
+        if self.switch_epoch is not None:
+            if 0 <= epochs <= self.switch_epoch:
+                raise ValueError(
+                    f"HybridProtocol: switch_epoch {self.switch_epoch} is not reached, the epochs are 0 to {epochs - 1}"
+                )
+            return self.switch_epoch
+        try:
+            start, decay = last_decay(trainer)
+        except ValueError as error:
+            raise ValueError(f"HybridProtocol: {error}") from error
+        if decay - self.warmup_epochs < start:
+            raise ValueError(
+                f"HybridProtocol: warmup_epochs {self.warmup_epochs} is longer than the stage before the last decay, "
+                f"epochs {start} to {decay - 1}: give at most {decay - start}, or switch_epoch"
+            )
+        return decay - self.warmup_epochs
+
+    def _try_svd_layer(self, model: Any, here: Layer) -> None:
+        """Switch to and fro, so that what is wrong with the SVD layer is told before the first batch."""
+        try:
+            _use(model, self.svd)
+        except ValueError as error:
+            raise ValueError(f"HybridProtocol: svd_layer {self.svd[0]} cannot be switched to: {error}") from error
+        _use(model, here)
+
+    def _enter_epoch(self, trainer: pl.Trainer, model: Any) -> None:
+        assert self.first is not None
+        epoch, decay = trainer.current_epoch, self._switch + self.warmup_epochs
+        self.stage = NEWTON_SCHULZ if epoch < self._switch else WARM_UP if epoch < decay else SVD
+        layer = self.first if self.stage == NEWTON_SCHULZ else self.svd
+        _use(model, layer)
+        if self.stage != self._announced:
+            self._announced = self.stage
+            ahead = f"; {self.svd[0]} from epoch {self._switch} on" if self.stage == NEWTON_SCHULZ else ""
+            rank_zero_info(
+                f"hybrid protocol, epoch {epoch}: stage {self.stage} ({STAGES[self.stage]}) with {layer[0]}{ahead}"
+            )
+
+
+def _layer(model: Any) -> Layer:
+    if not hasattr(model, "use_meta_layer"):
+        raise ValueError(f"HybridProtocol: {type(model).__name__} has no meta-layer that could be switched")
+    return model.pooling.meta_layer, dict(model.pooling.meta_options)
+
+
+def _use(model: Any, layer: Layer) -> None:
+    if layer != _layer(model):
+        name, options = layer
+        model.use_meta_layer(name, options or None)
