@@ -86,7 +86,7 @@ class Panel:
         return steps if epochs is None else epochs
 
     def lines(self, tag: str, change: Callable[[Array], Array]) -> None:
-        """Each group: the curve of its run, or thin curves of its seeds and their mean; long ones as range and median."""
+        """Each group: the curve of its run, or thin curves of its seeds and their mean; long: range, median."""
         for index, group in enumerate(self.groups):
             runs = [run for run in group.runs if tag in run.curves]
             curves = [Curve(run.curves[tag].steps, change(run.curves[tag].values)) for run in runs]
@@ -97,6 +97,7 @@ class Panel:
                 steps, low, middle, high = binned(curves)
                 x = self.x(runs[0], steps)
                 self.axes.fill_between(x, low, high, color=look["color"], alpha=0.22, linewidth=0)
+                self.axes.plot(x, high, color=look["color"], alpha=0.6, linewidth=0.5)
                 self.axes.plot(x, middle, **look)
                 continue
             for run, curve in zip(runs, curves, strict=True) if len(runs) > 1 else ():
@@ -177,7 +178,7 @@ def _figure(panels: int) -> tuple[Figure, list[Axes]]:
 def _legend(figure: Figure, axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
     longest = max(map(len, labels), default=0)
-    columns = max(1, min(len(labels), int(figure.get_figwidth() * 12 / (longest + 8))))
+    columns = max(1, min(len(labels), int(figure.get_figwidth() * 13.5 / (longest + 8))))
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, handlelength=3.2)
 
 

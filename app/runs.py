@@ -5,6 +5,7 @@ Shapes: S logged steps.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import SCALARS, Even
 
 Array = NDArray[np.float64]
 
-EVENTS = "events.out.tfevents.*"
+EVENTS = "events.out.tfevents.[0-9]*"
 
 NOT_TRAINING = ("test/", "hp_metric", "epoch")
 """Tags that do not say whether a file was written by `fit`."""
@@ -137,16 +138,15 @@ def _continued(earlier: Curve, later: Curve) -> Curve:
     )
 
 
-def _started(file: Path) -> tuple[int, str]:
-    """Event files are called ``events.out.tfevents.SECONDS.HOST.PID.COUNT``."""
-    seconds = file.name.split(".")[3]
-    return (int(seconds) if seconds.isdecimal() else 0, file.name)
+def _started(file: Path) -> tuple[int, ...]:
+    """Event files are called ``events.out.tfevents.SECONDS.HOST.PID.COUNT``: the order they were begun in."""
+    numbers = re.findall(r"\d+", file.name)
+    return int(numbers[0]), int(numbers[-1])
 
 
 def _natural(folder: Path) -> list[tuple[str, int]]:
     """``version_2`` before ``version_10``."""
-    stems = [part.rstrip("0123456789") for part in folder.parts]
-    return [(stem, int(part[len(stem) :] or -1)) for part, stem in zip(folder.parts, stems, strict=True)]
+    return [(text, int(number or 0)) for text, number in re.findall(r"(\D+)(\d*)", f"/{folder}")]
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,7 @@ def _words(key: str, value: Any) -> str:
 
 def _settings(run: Run) -> dict[str, Any]:
     """The settings as one flat dictionary, without those that do not matter."""
-    flat = _flatten("", run.config)
+    flat = _flatten("", run.config) if run.config else {}
     return {key: value for key, value in flat.items() if not key.startswith(IRRELEVANT)}
 
 
