@@ -14,6 +14,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from app.runs import Array, Curve, Group, Run
 
@@ -80,6 +81,7 @@ class Panel:
         self.axes, self.groups = axes, groups
         self.in_epochs = all(run.epochs(np.zeros(1)) is not None for group in groups for run in group.runs)
         axes.set(xlabel="epoch" if self.in_epochs else "training step", ylabel=ylabel)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
     def x(self, run: Run, steps: Array) -> Array:
         epochs = run.epochs(steps) if self.in_epochs else None
@@ -158,20 +160,23 @@ def _style(index: int) -> dict[str, Any]:
 
 
 def _switches(group: Group) -> list[tuple[int, int]]:
-    """Step and stage of every change of ``hybrid/stage`` in the first run of a group."""
+    """First step and stage of every stage but the first, in the first run of a group."""
     curve = group.runs[0].curves.get("hybrid/stage")
     if curve is None:
         return []
-    changed = np.flatnonzero(np.diff(curve.values)) + 1
-    return [(int(curve.steps[k]), int(curve.values[k])) for k in changed]
+    # the value is logged at the end of the epoch that it holds for
+    last = np.flatnonzero(np.diff(curve.values))
+    return [(int(curve.steps[k]) + 1, int(curve.values[k + 1])) for k in last]
 
 
-def _has(groups: Sequence[Group], *tags: str) -> bool:
-    return any(tag in run.curves for group in groups for run in group.runs for tag in tags)
+def variants(groups: Sequence[Group], tag: str) -> list[str]:
+    """What the runs have of a tag and of those of the single layers, ``tag/LAYER``, in networks with more than one."""
+    tags = {found for group in groups for run in group.runs for found in run.curves}
+    return sorted(found for found in tags if found == tag or found.startswith(f"{tag}/"))
 
 
 def _figure(panels: int) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(6.4 if panels == 1 else 10.5, 4.4), layout="constrained")
+    figure = Figure(figsize=(6.4 if panels == 1 else 5.25 * panels, 4.4), layout="constrained")
     return figure, list(np.atleast_1d(figure.subplots(1, panels)))
 
 
@@ -183,13 +188,13 @@ def _legend(figure: Figure, axes: Axes) -> None:
 
 
 def _errors(groups: Sequence[Group]) -> Figure | None:
-    tags = [k for k in (1, 5) if _has(groups, f"val/top{k}")]
+    tags = variants(groups, "val/top1") + variants(groups, "val/top5")
     if not tags:
         return None
     figure, axes = _figure(len(tags))
-    for k, area in zip(tags, axes, strict=True):
-        panel = Panel(area, groups, f"validation top-{k} error (%)")
-        panel.lines(f"val/top{k}", lambda values: 100 * (1 - values))
+    for tag, area in zip(tags, axes, strict=True):
+        panel = Panel(area, groups, f"validation top-{tag[-1]} error (%)")
+        panel.lines(tag, lambda values: 100 * (1 - values))
         panel.stages()
     _legend(figure, axes[0])
     return figure
@@ -197,21 +202,23 @@ def _errors(groups: Sequence[Group]) -> Figure | None:
 
 def _single(tag: str, ylabel: str) -> Callable[[Sequence[Group]], Figure | None]:
     def draw(groups: Sequence[Group]) -> Figure | None:
-        if not _has(groups, tag):
+        tags = variants(groups, tag)
+        if not tags:
             return None
-        figure, (axes,) = _figure(1)
-        panel = Panel(axes, groups, ylabel)
-        panel.lines(tag, lambda values: np.where(values > 0, values, np.nan))
-        axes.set_yscale("log")
-        panel.stages()
-        _legend(figure, axes)
+        figure, areas = _figure(len(tags))
+        for found, axes in zip(tags, areas, strict=True):
+            panel = Panel(axes, groups, f"{ylabel}{found.removeprefix(tag).replace('/', ', ')}")
+            panel.lines(found, lambda values: np.where(values > 0, values, np.nan))
+            axes.set_yscale("log")
+            panel.stages()
+        _legend(figure, areas[0])
         return figure
 
     return draw
 
 
 def _landscape(groups: Sequence[Group]) -> Figure | None:
-    if not _has(groups, "landscape/loss_max", "landscape/gradient_max"):
+    if not variants(groups, "landscape/loss_max"):
         return None
     figure, (loss, gradient) = _figure(2)
     for axes, name, ylabel in (

@@ -13,12 +13,14 @@ from pathlib import Path
 
 import numpy as np
 
-from app.curves import STAGES, draw_all
+from app.curves import STAGES, draw_all, variants
 from app.errors import describe, fail, wants_traceback
 from app.runs import Array, Group, Run, group_by_experiment, read_runs
 from app.tables import Table
 
 METRICS = {"top1": "top-1", "top5": "top-5"}
+
+CONDITION = "covariance/condition_number"
 
 SOURCE = ("table", "row")
 """Keys of `published` that say where its numbers come from."""
@@ -116,26 +118,27 @@ def runs_table(groups: Sequence[Group]) -> Table:
 def condition_table(groups: Sequence[Group]) -> Table:
     """Mean condition number of the covariance in each stage of the hybrid protocol (ICCV 2021, table 1)."""
     rows = []
-    for group in groups:
-        found = [stage_means(run) for run in group.runs]
-        for stage in sorted({stage for means in found for stage in means}):
-            means = np.array([means[stage] for means in found if stage in means])
-            text = f"{means.mean():.3g}" + (f" ± {means.std(ddof=1):.2g}" if len(means) > 1 else "")
-            rows.append([group.label, STAGES.get(stage, "all"), text])
+    for tag in variants(groups, CONDITION):
+        layer = tag.removeprefix(CONDITION).replace("/", ", ")
+        for group in groups:
+            found = [stage_means(run, tag) for run in group.runs if tag in run.curves]
+            for stage in sorted({stage for means in found for stage in means}):
+                means = np.array([means[stage] for means in found if stage in means])
+                text = f"{means.mean():.3g}" + (f" ± {means.std(ddof=1):.2g}" if len(means) > 1 else "")
+                rows.append([group.label + layer, STAGES.get(stage, "all"), text])
     note = "Mean of the logged values, which are means over the batch; of several seeds mean ± standard deviation."
     return Table("condition_number", "Condition number by stage", note, ["run", "stage", "mean"], rows)
 
 
-def stage_means(run: Run) -> dict[int, float]:
-    """Mean condition number by stage; the stage is -1 where no hybrid protocol was at work."""
-    condition, stage = run.curves.get("covariance/condition_number"), run.curves.get("hybrid/stage")
-    if condition is None:
-        return {}
+def stage_means(run: Run, tag: str) -> dict[int, float]:
+    """Mean of a curve by stage of the hybrid protocol; the stage is -1 where none was at work."""
+    curve, stage = run.curves[tag], run.curves.get("hybrid/stage")
     if stage is None:
-        return {-1: float(condition.values.mean())}
-    latest = np.searchsorted(stage.steps, condition.steps, side="right") - 1
-    stages = stage.values[np.maximum(latest, 0)]
-    return {int(s): float(condition.values[stages == s].mean()) for s in np.unique(stages)}
+        return {-1: float(curve.values.mean())}
+    # the stage is logged at the end of the epoch that it holds for; an unfinished epoch is taken to go on with the last
+    coming = np.minimum(np.searchsorted(stage.steps, curve.steps), len(stage.steps) - 1)
+    stages = stage.values[coming]
+    return {int(s): float(curve.values[stages == s].mean()) for s in np.unique(stages)}
 
 
 def write_report(runs: Sequence[Run], folder: Path) -> Path:

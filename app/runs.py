@@ -163,10 +163,23 @@ class Group:
 
     @property
     def published(self) -> dict[str, Any]:
-        """The row of a paper that the configuration names."""
-        published = self.runs[0].config.get("published")
-        return published if isinstance(published, dict) else {}
+        """The row of a paper that the configuration names: `published`, and what it says of the run's meta-layer.
 
+        An entry whose name is a meta-layer holds the numbers of the runs with that layer only. The layer that the
+        hybrid protocol switches to goes before the one that the model starts with.
+        """
+        published = self.runs[0].config.get("published")
+        if not isinstance(published, dict):
+            return {}
+        common = {key: value for key, value in published.items() if not isinstance(value, dict)}
+        settings = _settings(self.runs[0])
+        layers = [str(settings[key]) for key in sorted(settings) if key.endswith(LAYER_KEYS)]
+        own = [published[layer] for layer in layers if isinstance(published.get(layer), dict)]
+        return {**common, **(own[-1] if own else {})}
+
+
+LAYER_KEYS = ("decorrelation", "meta_layer", "svd_layer")
+"""Ends of the configuration's keys that name a method: of the model, and of the hybrid protocol."""
 
 IRRELEVANT = (
     "seed_everything",
@@ -197,7 +210,7 @@ def _labels(groups: list[list[Run]]) -> list[str]:
     settings = [_settings(runs[0]) for runs in groups]
     keys = {key for one in settings for key in one}
     differing = sorted(key for key in keys if len({repr(one.get(key)) for one in settings}) > 1)
-    differing.sort(key=lambda key: not key.endswith(".meta_layer"))
+    differing.sort(key=lambda key: not key.endswith(LAYER_KEYS))
     labels = [", ".join(_words(key, one[key]) for key in differing if key in one) for one in settings]
     folders = [_folder(runs) for runs in groups]
     if not all(labels) or max(map(len, labels)) > 60 or len(set(labels)) < len(labels):
@@ -214,7 +227,7 @@ def _folder(runs: list[Run]) -> str:
 
 def _words(key: str, value: Any) -> str:
     name = key.rsplit(".", 1)[-1]
-    return str(value) if name == "meta_layer" else f"{name} {value}"
+    return str(value) if name in LAYER_KEYS else f"{name} {value}"
 
 
 def _settings(run: Run) -> dict[str, Any]:

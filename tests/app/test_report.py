@@ -9,7 +9,7 @@ import yaml
 from torch.utils.tensorboard import SummaryWriter
 
 from app import report
-from app.curves import BINS, binned
+from app.curves import BINS, FIGURES, binned
 from app.runs import Curve, group_by_experiment, read_run, read_runs
 
 
@@ -39,7 +39,7 @@ def trained(folder, seed=0, meta_layer="svd-pade", shift=0.0, **config):
         "val/top1": top1,
         "val/top5": {step: value + 0.3 for step, value in top1.items()},
         "covariance/condition_number": {0: 1e10, 5: 3e10, 12: 7e6, 22: 10.0, 28: 30.0},
-        "hybrid/stage": {0: 0, 10: 1, 20: 2},
+        "hybrid/stage": {9: 0, 19: 1, 29: 2},  # logged at the end of each epoch
         "svd/failures": {0: 0, 28: 4},
     }
     model = {"init_args": {"meta_layer": meta_layer, "dim": 32}}
@@ -71,6 +71,44 @@ def test_numbers_of_seeds_beside_the_published(tmp_path):
     assert table == [[str(folder), str(k), "3", "30", "4"] for k, folder in enumerate(seeds)]
     stages = [row[1:] for row in cells(report.condition_table([group]))]
     assert stages == [["Newton-Schulz", "2e+10 ± 0"], ["warm-up", "7e+06 ± 0"], ["SVD", "20 ± 0"]]
+
+
+def test_layers_and_stages_of_an_unfinished_run(tmp_path):
+    tags = [f"covariance/condition_number/{layer}" for layer in ("backbone.bn1", "pooling")]
+    first, second = {0: 1.0, 5: 3.0, 12: 8.0}, {0: 10.0, 5: 30.0, 12: 80.0}
+    write(tmp_path, {"train/loss": {0: 1.0}, "hybrid/stage": {9: 0}, tags[0]: first, tags[1]: second})
+    (group,) = groups(tmp_path)
+    rows = cells(report.condition_table([group]))
+    name = "/".join(tmp_path.parts[-2:])
+    assert rows == [[f"{name}, backbone.bn1", "Newton-Schulz", "4"], [f"{name}, pooling", "Newton-Schulz", "40"]]
+    report.main([str(tmp_path), "--output", str(tmp_path / "out")])
+    assert (tmp_path / "out/condition_number.png").stat().st_size > 0
+
+
+def test_the_hybrid_stages_are_marked(tmp_path):
+    _, draw = FIGURES["errors"]
+    left, right = draw(groups(trained(tmp_path / "a"), trained(tmp_path / "b", 1))).axes
+    for axes in (left, right):
+        assert [line.get_xdata()[0] for line in axes.lines if len(set(line.get_xdata())) == 1] == [1, 2]
+        assert [text.get_text() for text in axes.texts] == ["warm-up", "SVD"]
+    assert left.lines[2].get_xdata().tolist() == [1, 2, 3]  # the mean of both seeds
+    assert left.lines[2].get_ydata().tolist() == pytest.approx([50, 40, 45])
+
+
+@pytest.mark.parametrize(
+    ("meta_layer", "callback", "published"),
+    [
+        ("svd-pade", None, ("1.5", "table 2, Padé")),
+        ("isqrt-cov", None, ("2", "table 2")),
+        ("isqrt-cov", "svd-pade", ("1.5", "table 2, Padé")),  # the hybrid protocol ends with it
+        ("gap", None, ("", "")),
+    ],
+)
+def test_published_by_meta_layer(meta_layer, callback, published, tmp_path):
+    numbers = {"table": "table 2", "svd-pade": {"row": "Padé", "top1_error": 1.5}, "isqrt-cov": {"top1_accuracy": 98}}
+    trainer = {"callbacks": [{"class_path": "HybridProtocol", "init_args": {"svd_layer": callback}}]}
+    (group,) = groups(trained(tmp_path, meta_layer=meta_layer, trainer=trainer, published=numbers))
+    assert tuple(report.results_table([group]).rows[0][4:]) == published
 
 
 def test_groups_are_named_by_what_differs(tmp_path):
