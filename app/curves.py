@@ -14,7 +14,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogFormatter, MaxNLocator
 
 from app.runs import Array, Curve, Group, Run
 
@@ -81,7 +81,7 @@ class Panel:
         self.axes, self.groups = axes, groups
         self.in_epochs = all(run.epochs(np.zeros(1)) is not None for group in groups for run in group.runs)
         axes.set(xlabel="epoch" if self.in_epochs else "training step", ylabel=ylabel)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
 
     def x(self, run: Run, steps: Array) -> Array:
         epochs = run.epochs(steps) if self.in_epochs else None
@@ -210,6 +210,9 @@ def _single(tag: str, ylabel: str) -> Callable[[Sequence[Group]], Figure | None]
             panel = Panel(axes, groups, f"{ylabel}{found.removeprefix(tag).replace('/', ', ')}")
             panel.lines(found, lambda values: np.where(values > 0, values, np.nan))
             axes.set_yscale("log")
+            if axes.get_ylim()[0] >= 1 and axes.get_ylim()[1] < 1e4:  # 20 instead of 2 x 10^1
+                axes.yaxis.set_major_formatter(LogFormatter())
+                axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
             panel.stages()
         _legend(figure, areas[0])
         return figure
