@@ -152,7 +152,8 @@ class Panel:
 
 
 def _label(group: Group, runs: Sequence[Run]) -> str:
-    return group.label if len(runs) == 1 else f"{group.label} ({len(runs)} seeds)"
+    kind = "seeds" if len({run.seed for run in runs}) == len(runs) else "runs"
+    return group.label if len(runs) == 1 else f"{group.label} ({len(runs)} {kind})"
 
 
 def _style(index: int) -> dict[str, Any]:
