@@ -131,10 +131,15 @@ class Classifier(pl.LightningModule):
         probabilities = self(images).softmax(-1) if len(images) else images.new_zeros(0, self.num_classes)
         return {"probabilities": probabilities.float().cpu(), "files": batch["files"], "errors": batch["errors"]}
 
-    def _step(self, batch: tuple[Tensor, Tensor], batch_index: int, stage: str) -> Tensor:
+    def loss(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Mean cross-entropy of a batch, and its logits ``(B, K)``; nothing is logged or counted."""
         images, labels = batch
         logits = self(images)
-        loss = nn.functional.cross_entropy(logits, labels)
+        return nn.functional.cross_entropy(logits, labels), logits
+
+    def _step(self, batch: tuple[Tensor, Tensor], batch_index: int, stage: str) -> Tensor:
+        _, labels = batch
+        loss, logits = self.loss(batch)
         in_training = stage == "train"
         # reading a number back waits for the device: do so no more often than logging does
         if batch_index % (self.trainer.log_every_n_steps or 1) == 0 and not loss.isfinite():

@@ -56,6 +56,13 @@ class CLI(LightningCLI):
             }
         )
         parser.add_lightning_class_args(callbacks.PredictionWriter, "predictions")
+        parser.add_argument(
+            "--published",
+            type=dict[str, Any] | None,
+            help="for `python -m app.report`: the row of a paper that this run repeats, as {table, row, top1_error, "
+            "top5_error, top1_accuracy, top5_accuracy} in percent, or such a dictionary for each meta-layer; it stays "
+            "in config.yaml and changes nothing",
+        )
 
     def _parse_ckpt_path(self) -> None:
         """Find the checkpoint, and settle the model between the checkpoint and the command line."""

@@ -1,0 +1,192 @@
+"""Loss and gradient of one training batch at an activation that is moved along its own gradient.
+
+What `GradientSmoothness` and `LossLandscape` share. Symbols: X an activation inside the network, L the loss of the
+batch of all processes, g = dL/dX at X, eta a step length, S step lengths.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+Place = Literal["input", "output"]
+
+
+@dataclass
+class AlongGradient:
+    """What is found at ``X + eta g`` for S step lengths: float64 tensors ``(S,)``, the same on every process.
+
+    Attributes:
+        losses: ``L(X + eta g)``.
+        gradient_changes: ``||g(X) - g(X + eta g)||_2`` over the whole batch.
+        distances: ``||eta g||_2``, as the dtype of the activation represents the move.
+    """
+
+    losses: Tensor
+    gradient_changes: Tensor
+    distances: Tensor
+
+
+def along_gradient(
+    trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, layer: str, place: Place, lengths: Sequence[float]
+) -> AlongGradient:
+    """Evaluate the loss and its gradient with respect to X at ``X + eta g`` for every step length eta.
+
+    The network runs as `training_step` will run it next: in training mode, with the statistics of the batch in batch
+    norm, the same dropout masks at every step length, and the trainer's precision (an activation of lower precision is
+    moved in float32, where a small step is not rounded away). It leaves no trace: see `untouched`.
+
+    Every process moves its own share of the batch, weighted by its size, so that X, g and the norms are those of the
+    whole batch, whatever the number of processes (but for batch norm, whose statistics are those of the share, as in
+    training). One sum over the processes before, one after; none of the gradients of the parameters is computed.
+
+    Args:
+        trainer: the trainer, in the middle of `fit`.
+        pl_module: a module with ``loss(batch) -> (loss, ...)``, the mean over the batch.
+        batch: a training batch on the device.
+        layer: name of the module that X is an input or output of.
+        place: which of the two.
+        lengths: the step lengths.
+
+    Raises:
+        ValueError: for a layer that the forward pass does not come through.
+    """
+    weight, scale = _share(trainer, pl_module, batch), _scale(trainer)
+    module = pl_module.get_submodule(layer)
+
+    def evaluate(moved: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """The loss, its gradient, and the X where they were taken; no X: where the network puts it."""
+        with untouched(pl_module), trainer.precision_plugin.forward_context(), torch.no_grad():
+            X, loss = _loss_from(pl_module, batch, module, place, moved)
+            if X is None:
+                raise ValueError(f"the network does not use its layer {layer}: choose another one")
+            if loss is None:
+                return X.new_tensor(torch.nan), torch.full_like(X, torch.nan), X
+            (gradient,) = torch.autograd.grad(loss * (weight * scale), X)
+            return loss.detach() * weight, gradient / scale, X.detach()
+
+    _, g, X = evaluate(None)
+    results = []
+    for eta in lengths:
+        moved = X + eta * g
+        loss, gradient, _ = evaluate(moved)
+        results.append(torch.stack([loss.double(), _square(g - gradient), _square(moved - X)]))
+    losses, changes, distances = trainer.strategy.reduce(torch.stack(results, 1), reduce_op="sum")
+    return AlongGradient(losses, changes.sqrt(), distances.sqrt())
+
+
+def _loss_from(
+    pl_module: pl.LightningModule, batch: Any, module: nn.Module, place: Place, moved: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """X as a leaf and the loss as a function of it; the part of the network before X keeps nothing for a gradient."""
+    leaf: Tensor | None = None
+
+    def replace(value: Any) -> Tensor:
+        nonlocal leaf
+        if not isinstance(value, Tensor):
+            raise ValueError(f"the {place} of {type(module).__name__} is no tensor: choose another layer")
+        X = value if moved is None else moved
+        leaf = X.detach().to(torch.promote_types(X.dtype, torch.float32)).requires_grad_()
+        torch.set_grad_enabled(True)  # from here on; the caller's no_grad ends it
+        return leaf.clone()  # an activation may work in place, which a leaf does not allow
+
+    if place == "input":
+        handle = module.register_forward_pre_hook(lambda _, inputs: (replace(inputs[0]), *inputs[1:]))
+    else:
+        handle = module.register_forward_hook(lambda _, inputs, output: replace(output))
+    try:
+        loss = pl_module.loss(batch)[0]
+    except FloatingPointError:  # a layer refuses values that are not finite: the step was too long for this network
+        loss = None
+    finally:
+        handle.remove()
+    return leaf, loss
+
+
+@contextmanager
+def untouched(pl_module: pl.LightningModule) -> Iterator[None]:
+    """Leave behind the buffers, counters and attributes of all layers and the random state as they were found.
+
+    Buffers are the statistics of batch norm, for example; counters and attributes are what a spectral layer offers
+    (`counts`, `spectrum`). For the time being no spectrum is asked for beyond what the layers need themselves.
+    """
+    modules = list(pl_module.modules())
+    attributes = [(module, dict(vars(module))) for module in modules]
+    buffers = [(m, name, value, value.clone()) for m in modules for name, value in m.named_buffers(recurse=False)]
+    for module in modules:
+        if hasattr(module, "spectrum_wanted"):
+            module.counts, module.spectrum_wanted = copy.copy(module.counts), False
+    devices = [] if pl_module.device.type == "cpu" else [pl_module.device]
+    try:
+        with torch.random.fork_rng(devices, device_type=pl_module.device.type):
+            yield
+    finally:
+        with torch.no_grad():
+            for module, name, value, stored in buffers:
+                setattr(module, name, value.copy_(stored))
+        for module, found in attributes:
+            vars(module).clear()
+            vars(module).update(found)
+
+
+def _share(trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any) -> Tensor:
+    """What part of the batch of all processes is here."""
+    size = torch.tensor(float(len(batch[1])), device=pl_module.device)
+    return size / trainer.strategy.reduce(size.clone(), reduce_op="sum")
+
+
+def _scale(trainer: pl.Trainer) -> float:
+    """The loss scale of float16 training, a power of two, without which small gradients vanish there."""
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    return 1.0 if scaler is None else scaler.get_scale()
+
+
+def _square(x: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(x).double().square()
+
+
+def is_due(trainer: pl.Trainer, batch_index: int, every_n_steps: int) -> bool:
+    """Whether an optimizer step begins whose number is a multiple; with accumulation its first batch counts."""
+    return trainer.global_step % every_n_steps == 0 and batch_index % trainer.accumulate_grad_batches == 0
+
+
+def log(trainer: pl.Trainer, values: dict[str, Tensor]) -> None:
+    """Log numbers that are the same on every process, at the step that begins, whatever ``log_every_n_steps`` says."""
+    numbers = {name: value.item() for name, value in values.items()}
+    trainer.callback_metrics.update({name: torch.tensor(value) for name, value in numbers.items()})
+    for logger in trainer.loggers:
+        logger.log_metrics(numbers, step=trainer.global_step)
+
+
+def check_steps(callback: str, every_n_steps: int, lengths: Sequence[float]) -> None:
+    """Fail for numbers that mean nothing.
+
+    Raises:
+        ValueError: for a period or step length that is not positive, and for no step length at all.
+    """
+    if every_n_steps < 1:
+        raise ValueError(f"{callback}: every_n_steps must be at least 1, got {every_n_steps}")
+    if not lengths or not all(0 < eta < math.inf for eta in lengths):
+        raise ValueError(f"{callback}: step lengths must be positive numbers, at least one, got {list(lengths)}")
+
+
+def check_module(callback: str, pl_module: pl.LightningModule, layer: str) -> None:
+    """Fail before the training for a model that cannot be measured.
+
+    Raises:
+        ValueError: for a model without ``loss(batch)``, which computes the loss without logging it, or without the
+            layer.
+    """
+    if not callable(getattr(pl_module, "loss", None)):
+        raise ValueError(f"{callback}: {type(pl_module).__name__} has no method loss(batch) as Classifier has")
+    if layer not in dict(pl_module.named_modules()):
+        names = ", ".join(name for name, _ in pl_module.named_children())
+        raise ValueError(f"{callback}: the model has no layer {layer!r}: choose a name within {names}")
