@@ -12,14 +12,14 @@ from app.classifier import Classifier
 from callbacks import GradientSmoothness, LossLandscape
 from tests.callbacks.test_gradient_smoothness import LANDSCAPE, QUIET, Polynomial, scalars
 
-FIRST = {"alexnet": "features.0", "mobilenet_v2": "features.0.0", "compact": "stage1.0"}
+FIRST = {"alexnet": "features.0", "alexnet_bn": "features.0", "mobilenet_v2": "features.0.0", "compact": "stage1.0"}
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_every_backbone(backbone, tmp_path):
     torch.manual_seed(0)
-    side = 80 if backbone == "alexnet" else 32
-    model = Classifier(2, backbone, "svd-exact", dim=None if backbone == "alexnet" else 8)
+    side = 80 if backbone.startswith("alexnet") else 32
+    model = Classifier(2, backbone, "svd-exact", dim=None if backbone.startswith("alexnet") else 8)
     data = DataLoader(TensorDataset(torch.randn(2, 3, side, side), torch.tensor([0, 1])), batch_size=2)
     monitors = [GradientSmoothness(1, [1.0]), landscape := LossLandscape(points=2)]
     trainer = pl.Trainer(max_steps=1, logger=False, callbacks=monitors, **QUIET)
