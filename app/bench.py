@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from app.errors import OneLineParser
 from app.spectral import METHODS, covariance_sqrt
 from app.tables import Table
 
@@ -219,7 +220,7 @@ def sizes(options: argparse.Namespace) -> list[Size]:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line; a wrong flag ends in one line."""
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         "python -m app.bench",
         usage="python -m app.bench [options]",
         description="Time the forward and backward pass of every layer, from features to the square root of their "

@@ -42,7 +42,7 @@ def our_name(name: str, resnet: bool) -> str:
         name: the name in the file, where DataParallel may have put ``module.`` anywhere.
         resnet: whether the network is a ResNet: ``features.N`` then counts its children.
     """
-    name = re.sub(r"(^|\.)module\.", r"\1", name)
+    name = re.sub(r"\bmodule\.", "", name)
     table = {**REDUCTION, **(IN_ORDER if resnet else {}), "fc": "classifier"}
     for theirs, ours in table.items():
         if name.startswith(f"{theirs}."):
@@ -57,7 +57,7 @@ class Loaded:
     Attributes:
         loaded: names of what was loaded.
         misfits: of what has another shape, with both shapes.
-        missing: of what the file does not hold.
+        missing: of what the file does not hold, or not in full.
         unused: of what the network does not have.
     """
 
@@ -68,15 +68,18 @@ class Loaded:
 
 
 def load_fitting(network: nn.Module, state: dict[str, Tensor]) -> Loaded:
-    """Load the tensors whose name and shape fit, leave the others as they are, and tell which is which."""
+    """Load the layers whose names and shapes fit, leave the others as they are, and tell which is which."""
     own, result = network.state_dict(), Loaded()
-    for name, value in own.items():
-        if name not in state:
-            result.missing.append(name)
-        elif state[name].shape != value.shape:
-            result.misfits.append(f"{name} ({_shape(state[name])} in the file, {_shape(value)} here)")
-        else:
+    misfits = [name for name, value in own.items() if name in state and state[name].shape != value.shape]
+    result.misfits = [
+        f"{name} ({_shape(state[name])} in the file, {_shape(own[name])} here)" for name in sorted(misfits)
+    ]
+    torn = {_layer(name) for name in misfits}  # half a layer is worse than none
+    for name in own:
+        if name in state and _layer(name) not in torn:
             result.loaded.append(name)
+        elif name not in misfits and not name.endswith(COUNTERS):
+            result.missing.append(name)
     result.unused = [name for name in state if name not in own]
     network.load_state_dict({name: state[name] for name in result.loaded}, strict=False)
     return result
@@ -89,50 +92,57 @@ def initialise(network: nn.Module, path: str, *, resnet: bool, required: bool = 
         network: a classifier with `backbone`, `pooling` and `classifier`.
         path: a checkpoint of this program, of fast-MPN-COV or DifferentiableSVD, or a file of torchvision's weights.
         resnet: whether the backbone is a ResNet.
-        required: nothing loaded is an error; false: a warning.
+        required: nothing loaded into the backbone is an error; false: a warning.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it cannot be read safely, or nothing fits.
+        ValueError: if the file cannot be read safely, or nothing of it fits the backbone.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"model.init_from {path} does not exist: give another file, or null for random weights")
-    state = {our_name(name, resnet): value for name, value in read_state_dict(path).items()}
-    result = load_fitting(network, state)
+    try:
+        state = {our_name(name, resnet): value for name, value in read_state_dict(path).items()}
+    except ValueError as error:
+        raise ValueError(f"model.init_from: {error}: give another file, or null for random weights") from error
     own = network.state_dict()
-    if not any(own[name].ndim > 1 for name in result.loaded):  # vectors fit by accident
+    name = "classifier.weight"
+    if name in state:
+        state[name] = _for_upper_triangle(state[name], own[name].shape[1])
+    result = load_fitting(network, state)
+    # vectors fit by accident, and a reduction and a classifier those of another backbone
+    if not any(name.startswith("backbone.") and own[name].ndim > 1 for name in result.loaded):
         example = f"it holds {next(iter(state), 'nothing')}, the network {next(iter(own))}"
-        message = f"nothing of {path} fits this network ({example})"
+        message = f"nothing of {path} fits this backbone ({example})"
         if required:
             raise ValueError(f"model.init_from: {message}: choose its backbone, or --model.init_from_required false")
-        rank_zero_warn(f"{message}: it starts from random weights")
-        return result
+        rank_zero_warn(message)
     tell(result, path)
     return result
 
 
 def tell(result: Loaded, path: str) -> None:
     """Print what was loaded from a file; warn where its backbone is not quite this one."""
-    parts = {name.split(".")[0] for name in result.loaded}
-    rank_zero_info(f"{path}: loaded {len(result.loaded)} tensors of {', '.join(sorted(parts))}")
+    parts = sorted({name.split(".")[0] for name in result.loaded})
+    rank_zero_info(f"{path}: loaded {len(result.loaded)} tensors of {', '.join(parts) or 'nothing'}")
     for what, names in (
         ("of another shape, not loaded", result.misfits),
-        ("not in the file, left as initialised", [name for name in result.missing if not name.endswith(COUNTERS)]),
+        ("left as initialised", result.missing),
         ("in the file, not used", result.unused),
     ):
         if not names:
             continue
         line = f"{path}: {what}: {', '.join(names[:8])}" + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-        other_network = any(name.startswith("backbone.") for name in names)
-        (rank_zero_warn if other_network else rank_zero_info)(line)
+        if any(name.startswith("backbone.") for name in names):
+            rank_zero_warn(line)
+        else:
+            rank_zero_info(line)
 
 
 def read_checkpoint(path: str | Path) -> Any:
     """Read a file of torch; nothing in it is executed.
 
     Raises:
-        ValueError: if it is damaged, or holds more than plain types and tensors.
+        ValueError: if there is no such file, it is damaged, or it holds more than plain types and tensors.
     """
+    if not Path(path).is_file():
+        raise ValueError(f"{path or 'an empty name'} is no file")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged or hostile file provokes
@@ -148,9 +158,27 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     state = read_checkpoint(path)
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise ValueError(f"{path} holds no dictionary of tensors")
     return state
+
+
+def _layer(name: str) -> str:
+    """The layer that a tensor belongs to; the reduction is one with its batch norm."""
+    return "pooling.reduction" if name.startswith("pooling.reduction.") else name.rpartition(".")[0]
+
+
+def _for_upper_triangle(weight: Tensor, inputs: int) -> Tensor:
+    """A classifier ``(K, d d)`` on all entries of a symmetric matrix, for its upper triangle ``(K, d (d + 1) / 2)``.
+
+    DifferentiableSVD's ResNet has one. The entries (i, j) and (j, i) are equal, so their weights add up.
+    """
+    d = round(weight.shape[1] ** 0.5)
+    if weight.shape[1] != d * d or inputs != d * (d + 1) // 2:
+        return weight
+    square = weight.unflatten(1, (d, d))
+    rows, columns = torch.triu_indices(d, d)
+    return (square + square.mT - torch.diag_embed(square.diagonal(dim1=1, dim2=2)))[:, rows, columns]
 
 
 def _shape(tensor: Tensor) -> str:

@@ -39,8 +39,9 @@ class Classifier(pl.LightningModule):
         weights: weights of the backbone: a file of torchvision's, or a name such as IMAGENET1K_V1; null: random.
         init_from: start from the weights in this file: a checkpoint of this program, of fast-MPN-COV or
             DifferentiableSVD, or torchvision's weights. What does not fit, such as a classifier of other classes, is
-            left as initialised and named. Of a checkpoint of this program, the command line also takes backbone and
-            pooling, but for what stands on the command line itself. Null: random weights.
+            left as initialised and named, and validate and test refuse to run with it. Of a checkpoint of this
+            program, the command line also takes backbone and pooling, but for what stands on the command line itself.
+            Null: random weights.
         init_from_required: nothing of that file fits is an error; false: a warning.
         optimizer: any optimizer of torch; the default is the papers' SGD.
         classifier_learning_rate: learning rate of the linear classifier; null: that of the optimizer.
@@ -70,6 +71,8 @@ class Classifier(pl.LightningModule):
         self.save_hyperparameters(ignore=["optimizer", "lr_scheduler", "weights", "init_from", "init_from_required"])
         if num_classes < 2:
             raise ValueError(f"num_classes must be at least 2, got {num_classes}")
+        if weights is not None and init_from is not None:
+            raise ValueError("model.weights and model.init_from are two sources of weights: give one")
         self.num_classes = num_classes
         self._training_setup: dict[str, str] = {}
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
@@ -91,8 +94,10 @@ class Classifier(pl.LightningModule):
             }
         )
 
+        self._random_layers: list[str] = []
         if init_from is not None:
-            initialise(self, init_from, resnet=backbone.startswith("resnet"), required=init_from_required)
+            found = initialise(self, init_from, resnet=backbone.startswith("resnet"), required=init_from_required)
+            self._random_layers = found.misfits + found.missing
 
     def forward(self, images: Tensor) -> Tensor:
         """Images ``(B, 3, H, W)`` to logits ``(B, K)``."""
@@ -111,7 +116,12 @@ class Classifier(pl.LightningModule):
         self.hparams["meta_layer"], self.hparams["meta_options"] = meta_layer, meta_options
 
     def setup(self, stage: str) -> None:
-        """Check that data and model agree on the classes."""
+        """Check that data and model agree on the classes, and that there is something to evaluate."""
+        if stage != "fit" and self._random_layers:
+            raise ValueError(
+                f"model.init_from: the network would be evaluated with random weights: {self._random_layers[0]} "
+                f"and {len(self._random_layers) - 1} more are not in the file, or of another shape"
+            )
         names = getattr(self.trainer.datamodule, "class_names", None)  # type: ignore[attr-defined]
         if names is not None and len(names) != self.num_classes:
             raise ValueError(f"the data has {len(names)} classes, model.num_classes is {self.num_classes}")

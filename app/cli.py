@@ -18,8 +18,9 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 import app.classifier  # noqa: F401 - importing makes the classes known by their short names
 import callbacks
 import datamodules  # noqa: F401
+from app.backbones import BACKBONES
 from app.checkpoints import read_checkpoint
-from app.errors import describe, fail, print_newline_after_progress_bar, wants_traceback
+from app.errors import describe, fail, one_line, print_newline_after_progress_bar, wants_traceback
 
 ARCHITECTURE = {"backbone", "meta_layer", "meta_options", "dim", "spectral_dtype", "downsampling", "stem"}
 """Arguments of the model that fine-tuning takes from a checkpoint."""
@@ -72,9 +73,8 @@ class CLI(LightningCLI):
         path = options.get("ckpt_path")
         if not path and self.config["subcommand"] == "predict":
             raise ValueError("predict needs a trained network: --ckpt_path best, last, or a file")
-        if not path:
+        if not path or path == "hpc":  # Lightning looks for what SLURM's requeue left
             _take_architecture(options["model"])
-        if not path or path == "hpc":
             return
         if not Path(path).is_file():
             raise FileNotFoundError(f"--ckpt_path {path} does not exist")
@@ -161,6 +161,7 @@ def main(cli: type[CLI] = CLI) -> None:
     # Lightning 2.6 with newer torch: its own use of a deprecated name, and advice that does not hold for data in memory
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {one_line(str(message))}\n"
     try:
         cli(
             trainer_defaults={
@@ -230,12 +231,16 @@ def _read_checkpoint(path: str) -> dict[str, Any]:
 def _take_architecture(model: Any) -> None:
     """Fine-tune the network that a checkpoint of this program holds: its backbone and pooling, not its classifier."""
     path = model["init_args"].get("init_from")
-    if not path or not Path(path).is_file():  # the model says that there is no such file
+    if not path:
         return
-    checkpoint = read_checkpoint(path)
-    stored = checkpoint.get("hyper_parameters", {}) if isinstance(checkpoint, dict) else {}
-    stored = {key: value for key, value in stored.items() if key in ARCHITECTURE}
-    _settle(model["init_args"], stored, _given_model_keys(sys.argv[1:]))
+    try:
+        checkpoint = read_checkpoint(path)
+    except ValueError:
+        return  # the model says what is wrong with the file
+    stored = checkpoint.get("hyper_parameters") if isinstance(checkpoint, dict) else None
+    if isinstance(stored, dict) and stored.get("backbone") in BACKBONES:  # other programs have other names
+        stored = {key: value for key, value in stored.items() if key in ARCHITECTURE}
+        _settle(model["init_args"], stored, _given_model_keys(sys.argv[1:]))
 
 
 def _settle(arguments: Any, stored: dict[str, Any], given: set[str]) -> None:
@@ -247,8 +252,8 @@ def _settle(arguments: Any, stored: dict[str, Any], given: set[str]) -> None:
         here = here.as_dict() if hasattr(here, "as_dict") else here
         if here == value or key not in arguments:
             continue
-        winner = "configuration" if key in given else "checkpoint"
-        rank_zero_info(f"model.{key}: {value} in the checkpoint, {here} in the configuration: the {winner} wins")
+        where, winner = ("on the command line",) * 2 if key in given else ("in the configuration", "in the checkpoint")
+        rank_zero_info(f"model.{key}: {value} in the checkpoint, {here} {where}: what is {winner} wins")
         if key not in given:
             arguments[key] = value
 
@@ -271,7 +276,7 @@ def _given_model_keys(arguments: list[str]) -> set[str]:
         whole = value if name == "--model" else name.removeprefix("--model=") if name.startswith("--model=") else "Name"
         if not whole.isidentifier():
             raise ValueError(
-                "with --ckpt_path, give single values of the model (--model.KEY VALUE), not --model as a whole"
+                "with --ckpt_path or init_from, give single values of the model (--model.KEY VALUE), not it as a whole"
             )
     pattern = re.compile(r"--model\.(?:init_args\.)?(\w+)")
     return {match[1] for argument in arguments if (match := pattern.match(argument))}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import sys
@@ -22,6 +23,13 @@ def fail(message: str, status: int = 1) -> NoReturn:
     """Print one line to stderr and exit."""
     print(f"error: {one_line(message)} [APP_TRACEBACK=1 shows more]", file=sys.stderr)
     sys.exit(status)
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """An argument parser of the standard library whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        fail(f"{message} (--help lists what there is)", status=2)
 
 
 def print_newline_after_progress_bar(error: Exception) -> None:

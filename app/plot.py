@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from app.errors import OneLineParser
 from app.spectral.functions import make_method
 from app.spectral.pade import pade_value, taylor_value
 from app.spectral.scalar_functions import SquareRoot
@@ -104,7 +105,7 @@ def _draw_magnitude(axes: Axes, t: Tensor) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Draw the figure into a file."""
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         "python -m app.plot",
         usage="python -m app.plot [--output FILE]",
         description="Draw where the gradient rule of each layer departs from the true derivative.",

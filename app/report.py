@@ -5,7 +5,6 @@ Shapes: n runs of a group.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from app.curves import STAGES, draw_all, variants
-from app.errors import describe, fail, wants_traceback
+from app.errors import OneLineParser, describe, fail, wants_traceback
 from app.runs import Array, Group, Run, group_by_experiment, read_runs
 from app.tables import Table
 
@@ -163,7 +162,7 @@ def _escaped(table: Table) -> Table:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read the runs and write the report."""
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         "python -m app.report",
         usage="python -m app.report RUN [RUN ...] [--output FOLDER]",
         description="Write a report of runs: a table beside the published numbers, and plots.",

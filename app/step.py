@@ -13,12 +13,14 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from jsonargparse.typing import PositiveInt
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
 from app.classifier import Classifier
@@ -44,24 +46,43 @@ class StepCLI(CLI):
 
     def add_arguments_to_parser(self, parser: Any) -> None:
         super().add_arguments_to_parser(parser)
-        parser.add_argument("--repeats", type=int, default=5, help="timed steps, after a warm-up")
-        parser.add_argument("--batches", type=int, default=20, help="timed batches of the loader, after the first")
+        parser.add_argument("--repeats", type=PositiveInt, default=5, help="timed steps, after a warm-up")
+        parser.add_argument("--batches", type=PositiveInt, default=20, help="timed batches of the loader")
         parser.add_argument(
-            "--synthetic", type=int | None, default=None, help="side in pixels of random images: no data set is read"
+            "--synthetic",
+            type=PositiveInt | None,
+            default=None,
+            help="side in pixels of random images: no data set is read",
         )
+
+    def _parse_ckpt_path(self) -> None:
+        """Of the weights only the shapes matter; and this is one process with the whole batch."""
+        options = self.config[self.config["subcommand"]]
+        for part, key, value in (
+            ("model.init_args", "weights", None),
+            ("model.init_args", "init_from", None),
+            ("trainer", "devices", 1),
+            ("trainer", "num_nodes", 1),
+            ("trainer", "strategy", "auto"),
+        ):
+            options[f"{part}.{key}"] = value
 
     def _run_subcommand(self, subcommand: str) -> None:
         report(self.config[subcommand], self.trainer, self.model, self.datamodule)
 
 
-def loader_rate(loader: Iterable[Any], batches: int) -> tuple[float, tuple[Tensor, Tensor]]:
-    """Images per second of a loader, after its first batch; and that batch."""
-    iterator = iter(loader)
-    batch = next(iterator)
-    start, images = time.perf_counter(), 0
-    for other, _ in itertools.islice(iterator, batches):
-        images += len(other)
-    return images / (time.perf_counter() - start), batch
+def loader_rate(loader: DataLoader[Any], batches: int) -> tuple[float, tuple[Tensor, Tensor]]:
+    """Images per second of a loader, epoch after epoch; and its first batch.
+
+    What the loader processes prepare before the clock starts is taken out before.
+    """
+    endless = itertools.chain.from_iterable(itertools.repeat(loader))
+    first = next(endless)
+    for _ in itertools.islice(endless, loader.num_workers * (loader.prefetch_factor or 0)):
+        pass
+    start = time.perf_counter()
+    images = sum(len(labels) for _, labels in itertools.islice(endless, batches))
+    return images / (time.perf_counter() - start), first
 
 
 def time_step(
@@ -158,14 +179,16 @@ def report(options: Any, trainer: Any, model: Classifier, data: Any) -> None:
         data.prepare_data()
         data.setup("fit")
         rate, batch = loader_rate(data.train_dataloader(), options["batches"])
-    images, labels = (tensor.to(device) for tensor in batch)
-    model.to(device)
-    operations = multiply_adds(model, images[:1])
-    seconds = time_step(model, images, labels, options["repeats"], trainer.precision_plugin.forward_context)
+    precision = trainer.precision_plugin
+    images, labels = (tensor.to(device) for tensor in precision.convert_input(batch))
+    model = precision.convert_module(model).to(device)
+    with precision.forward_context():
+        operations = multiply_adds(model, images[:1])
+    seconds = time_step(model, images, labels, options["repeats"], precision.forward_context)
     total = sum(seconds.values())
 
     shape = " x ".join(map(str, images.shape))
-    print(f"{device}, torch {torch.__version__}, {torch.get_num_threads()} threads, precision {trainer.precision}")
+    print(f"{device}, one process, {torch.get_num_threads()} threads, torch {torch.__version__}, {trainer.precision}")
     print(f"batch {shape}, medians of {options['repeats']} steps")
     print(f"parameters {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M")
     print(f"multiply-adds of a forward pass {operations / 1e9:.2f} G an image")

@@ -8,7 +8,6 @@ Shapes: d channels, N positions, r rank.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import textwrap
 from collections.abc import Callable, Sequence
@@ -24,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from app.errors import OneLineParser
 from app.spectral import METHODS, covariance_sqrt
 from app.spectral.newton_schulz import Coefficients, classic, minimax
 from app.spectral.pade import pade_maximum, pade_value, taylor_value
@@ -373,7 +373,7 @@ def _errors(result: tuple[Tensor, Tensor], references: list[tuple[np.ndarray, np
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the tables, and write them where ``--csv`` says."""
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         "python -m app.tables",
         usage="python -m app.tables [--csv FOLDER]",
         description="Print approximation errors, gradient bounds and errors of the layers as Markdown (half a minute).",

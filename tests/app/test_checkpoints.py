@@ -106,13 +106,13 @@ def test_torchvision_weights_and_a_missing_reduction(tmp_path, caplog):
     with caplog.at_level("INFO"):
         model = classifier(tmp_path / "a.pth", backbone="mobilenet_v2")
     assert torch.equal(model.backbone.features[18][0].weight, network.features[18][0].weight)
-    assert "not in the file, left as initialised: pooling.reduction.0.weight, pooling.reduction.1.weight" in caplog.text
+    assert "left as initialised: pooling.reduction.0.weight, pooling.reduction.1.weight" in caplog.text
     assert "in the file, not used: classifier.1.weight, classifier.1.bias" in caplog.text
 
 
 def test_vectors_that_fit_by_accident_are_nothing(tmp_path):
     torch.save(in_three_parts(reference_resnet()).state_dict(), tmp_path / "a.pth")
-    with pytest.raises(ValueError, match=r"nothing of .*a.pth fits this network"):
+    with pytest.raises(ValueError, match=r"nothing of .*a.pth fits this backbone"):
         classifier(tmp_path / "a.pth", backbone="alexnet_bn", dim=None)
 
 
@@ -125,8 +125,55 @@ def test_another_depth_is_a_warning_and_another_network_an_error(tmp_path):
         ValueError, match=r"nothing of .*resnet34.pth fits .*it holds backbone.conv1.weight, .*features"
     ):
         classifier(path, backbone="alexnet")
-    with pytest.warns(UserWarning, match="it starts from random weights"):
+    with pytest.warns(UserWarning, match="nothing of .* fits this backbone"):
         classifier(path, backbone="alexnet", init_from_required=False)
+
+
+def test_no_half_layers(tmp_path):
+    source = classifier(num_classes=10, meta_layer="gap")
+    torch.save(source.state_dict(), tmp_path / "a.pth")
+    model = classifier(tmp_path / "a.pth")
+    assert torch.equal(model.backbone.conv1.weight, source.backbone.conv1.weight)
+    assert not torch.equal(model.classifier.bias, source.classifier.bias)
+    source = classifier(dim=8)
+    nn.init.normal_(source.pooling.reduction[1].running_mean)
+    torch.save(source.state_dict(), tmp_path / "b.pth")
+    # the batch norm of 16 channels would fit a reduction of other inputs
+    wider = classifier(backbone="resnet50", dim=8, init_from=None)
+    state = {f"backbone.{k}": v for k, v in models.resnet50().state_dict().items()}
+    torch.save({**source.state_dict(), **state}, tmp_path / "c.pth")
+    wider = classifier(tmp_path / "c.pth", backbone="resnet50", dim=8)
+    assert not wider.pooling.reduction[1].running_mean.any()
+
+
+def test_the_reduction_of_another_backbone_is_nothing(tmp_path):
+    torch.save(classifier(backbone="compact").state_dict(), tmp_path / "a.pth")
+    with pytest.raises(ValueError, match=r"nothing of .*a.pth fits this backbone"):
+        classifier(tmp_path / "a.pth")
+
+
+def test_a_classifier_on_all_entries_becomes_one_on_the_upper_triangle(tmp_path):
+    torch.manual_seed(0)
+    reference = reference_resnet(10)
+    reference.fc = nn.Linear(16 * 16, 10)
+    torch.save(reference.state_dict(), tmp_path / "a.pth")
+    model = classifier(tmp_path / "a.pth")
+    Q = torch.randn(3, 16, 16)
+    Q = Q + Q.mT
+    pooled = Q.flatten(1)[:, model.pooling.upper_triangle]
+    torch.testing.assert_close(model.classifier(pooled), reference.fc(Q.flatten(1)))
+
+
+def test_random_weights_are_not_evaluated(tmp_path):
+    torch.save(reference_resnet(1000).state_dict(), tmp_path / "a.pth")
+    model = classifier(tmp_path / "a.pth")
+    with pytest.raises(ValueError, match=r"evaluated with random weights: classifier.bias .* and 1 more"):
+        model.setup("validate")
+
+
+def test_two_sources_of_weights():
+    with pytest.raises(ValueError, match="two sources of weights"):
+        classifier("a.pth", weights="IMAGENET1K_V1", backbone="resnet18")
 
 
 @pytest.mark.parametrize(
@@ -138,6 +185,7 @@ def test_another_depth_is_a_warning_and_another_network_an_error(tmp_path):
         ("features.8.weight", True, "pooling.reduction.0.weight"),
         ("layer_reduce_bn.running_var", True, "pooling.reduction.1.running_var"),
         ("representation.conv_dr_block.1.bias", False, "pooling.reduction.1.bias"),
+        ("module.module.fc.bias", True, "classifier.bias"),
         ("fc.bias", True, "classifier.bias"),
         ("backbone.layer1.0.conv1.weight", True, "backbone.layer1.0.conv1.weight"),
     ],
@@ -162,7 +210,7 @@ def test_a_hostile_file_is_not_executed(tmp_path, monkeypatch):
 
 
 def test_files_that_are_no_weights(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"init_from .*none.pth does not exist"):
+    with pytest.raises(ValueError, match=r"init_from: .*none.pth is no file: give another file, or null"):
         classifier(tmp_path / "none.pth")
     torch.save([1, 2], tmp_path / "list.pth")
     with pytest.raises(ValueError, match="holds no dictionary of tensors"):

@@ -1,3 +1,4 @@
+import re
 import time
 
 import pytest
@@ -48,17 +49,22 @@ def test_the_two_backward_passes_are_the_whole():
         torch.testing.assert_close(p.grad, q.grad)
 
 
-def test_loader_rate_counts_what_follows_the_first_batch():
-    batches = [(torch.zeros(3, 1), torch.zeros(3))] * 4
+class Slow(torch.utils.data.Dataset):
+    def __len__(self):
+        return 8
 
-    def slow():
-        for batch in batches:
-            time.sleep(0.05)
-            yield batch
+    def __getitem__(self, index):
+        time.sleep(0.02)
+        return torch.zeros(1), index
 
-    rate, first = loader_rate(slow(), 2)
-    assert first is batches[0]
-    assert 0 < rate <= 3 / 0.05
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_loader_rate_is_no_faster_than_the_loader(workers):
+    loader = torch.utils.data.DataLoader(Slow(), batch_size=2, num_workers=workers, persistent_workers=workers > 0)
+    rate, first = loader_rate(loader, 6)  # more than an epoch
+    assert first[1].tolist() == [0, 1]
+    # what was prepared before the clock started may be one batch a worker
+    assert 0 < rate <= max(workers, 1) / 0.02 * (6 / (6 - workers))
 
 
 def test_command(demo, tmp_path, monkeypatch, capsys):
@@ -74,6 +80,23 @@ def test_command(demo, tmp_path, monkeypatch, capsys):
     assert "batch 8 x 3 x 32 x 32" in output
     assert "bottleneck" not in output
     assert not (tmp_path / "runs").exists()
+    bench.main([*flags, "--synthetic", "32", "--trainer.precision", "bf16-true", "--model.init_from", "none.ckpt"])
+    assert "bf16-true" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config", "none.yaml"], r"none\.yaml"),
+        (["--config", "DEMO", "--repeats", "0"], "repeats"),
+        (["--config", "DEMO", "--synthetic", "-5"], "synthetic"),
+        (["--config", "DEMO", "--batches", "none"], "batches"),
+        (["--config", "DEMO", "--data.batch_size", "100000"], r"data\.batch_size 100000"),
+    ],
+)
+def test_bad_arguments_are_one_line(demo, tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit):
-        bench.main(["--step", "--config", "none.yaml"])
-    assert "none.yaml" in capsys.readouterr().err
+        bench.main(["--step", *(str(demo) if argument == "DEMO" else argument for argument in arguments)])
+    (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert re.search(message, error), error
