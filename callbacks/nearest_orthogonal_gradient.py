@@ -58,8 +58,12 @@ def nearest_orthogonal(G: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """``R = U V^T`` of ``G = U S V^T``: the minimiser of ``||G - R||_F`` with orthonormal rows (or columns).
 
     That is ``G (G^T G)^(-1/2)``, the orthogonal factor of the polar decomposition. The singular vectors, which are the
-    directions of the descent, stay; the singular values become one. Directions with a singular value that is zero
-    within round-off are no directions of the gradient, and stay zero.
+    directions of the descent, stay; the singular values become one. Only where G is of lower rank, to the round-off of
+    float64, is there no such matrix that G alone determines: those directions stay zero.
+
+    The singular value decomposition is made in float64: in float32 its error grows to 1e-2 at a condition number of
+    1e6. Iterations of products alone (Newton-Schulz with minimax coefficients, 28 steps) reach the same accuracy, and
+    took 4 times as long on a CPU for the 64 x 27 kernel of a 3x3 stem: 0.35 ms against 0.09 ms.
 
     Args:
         G: ``(m, n)``.
@@ -71,6 +75,6 @@ def nearest_orthogonal(G: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     usable = norm.isfinite() & (norm > 0)
     # decompositions of anything else raise an error; a scaled one can neither overflow nor underflow
     U, S, Vh = torch.linalg.svd(torch.where(usable, G / norm, 0).double(), full_matrices=False)
-    zero = max(G.shape) * torch.finfo(G.dtype).eps * S[0]
-    R = (U * (S > zero)) @ Vh
+    zero = max(G.shape) * torch.finfo(S.dtype).eps * S[0]
+    R = (U * S.gt(zero)) @ Vh
     return torch.where(usable, R.to(G.dtype), G), norm, usable

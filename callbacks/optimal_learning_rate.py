@@ -113,8 +113,8 @@ def optimal_learning_rate(W: Tensor, G: Tensor) -> Tensor:
 
     Meant to minimise ``||(W - eta G) (W - eta G)^T - I||_F`` (eq. 18), it is one step of Newton's method from eta = 0
     for ``((w - eta l)^T (w - eta l))^2``, with w and l the vectors of W and G: the derivative without its terms in
-    eta^2 and eta^3, and without I (appendix A.2). So it is near the minimiser where I is small beside W W^T, products of
-    matrices behave as those of their vectors (rank one), and W and G are far from parallel.
+    eta^2 and eta^3, and without I (appendix A.2). So it is near the minimiser where I is small beside W W^T, products
+    of matrices behave as those of their vectors (rank one), and W and G are far from parallel.
 
     As a function of ``<l,w>`` it is at most ``|w| / (sqrt(8) |l|)``, for any W and G. For orthogonal W and G of N rows,
     ``<w,w> = <l,l> = N``, and with ``1 <= <l,w> <= N``, as the proof of proposition 1 takes it, it lies between
