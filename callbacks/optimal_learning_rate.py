@@ -24,6 +24,11 @@ class OptimalLearningRate(PreSVDTreatment):
     `NearestOrthogonalGradient` and before clipping; like the paper's it knows nothing of momentum and weight decay,
     which the optimizer applies with the rate found. The parameter has a group of its own in the optimizer.
 
+    In front of a normalisation (decorrelated batch norm, or the batch norm of the reduction of covariance pooling) the
+    loss does not depend on the scale of W, so <l,w> is zero but for eps and round-off, and eta* as small, or negative:
+    with the plain gradient OLR then freezes the layer at about every other step. The orthogonal gradient of
+    `NearestOrthogonalGradient` has no such property.
+
     The rate is a number of the host, so every step waits for the gradient of this one layer.
 
     Logs ``olr/learning_rate``, the rate that the step is made with.

@@ -169,9 +169,7 @@ def test_resuming_goes_on_as_if_never_stopped(training, tmp_path):
     trainer.save_checkpoint(tmp_path / "a.ckpt")
     torch.load(tmp_path / "a.ckpt", weights_only=True)
     path = tmp_path / "a.ckpt"
-    rest, _ = training(
-        NearestOrthogonalGradient(), OptimalLearningRate(), model=model(), max_epochs=2, ckpt_path=path
-    )
+    rest, _ = training(NearestOrthogonalGradient(), OptimalLearningRate(), model=model(), max_epochs=2, ckpt_path=path)
     assert torch.equal(rest.weights[-1], whole.weights[-1])
     assert rest.started_with == whole.started_with[3:]
     with pytest.raises(ValueError, match=r"optimizer\.lr\[2\]: 0\.5 in the checkpoint, nothing now"):

@@ -42,9 +42,7 @@ def test_adds_its_gradient_once_a_step(training, arguments):
 def test_is_not_scaled_with_the_loss(training):
     record, _ = training(OrthogonalLoss(0.5), max_steps=1, plugins=[training.half_precision(2.0**8)])
     plain, _ = training(max_steps=1, plugins=[training.half_precision(2.0**8)])
-    torch.testing.assert_close(
-        record.gradients[0], plain.gradients[0] + 0.5 * orthogonal_loss(record.weights[0])[1]
-    )
+    torch.testing.assert_close(record.gradients[0], plain.gradients[0] + 0.5 * orthogonal_loss(record.weights[0])[1])
 
 
 def test_drives_the_columns_to_orthonormality(training):
