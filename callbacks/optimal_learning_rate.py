@@ -24,10 +24,10 @@ class OptimalLearningRate(PreSVDTreatment):
     `NearestOrthogonalGradient` and before clipping; like the paper's it knows nothing of momentum and weight decay,
     which the optimizer applies with the rate found. The parameter has a group of its own in the optimizer.
 
-    In front of a normalisation (decorrelated batch norm, or the batch norm of the reduction of covariance pooling) the
-    loss does not depend on the scale of W, so <l,w> is zero but for eps and round-off, and eta* as small, or negative:
-    with the plain gradient OLR then freezes the layer at about every other step. The orthogonal gradient of
-    `NearestOrthogonalGradient` has no such property.
+    In front of a normalisation (decorrelated batch norm, or the batch norm behind the reduction of covariance pooling)
+    the loss does not depend on the scale of W, so <l,w> is zero but for eps and round-off. With the plain gradient eta*
+    is then next to zero or negative: OLR all but stops the layer at the steps where it is positive. The orthogonal
+    gradient of `NearestOrthogonalGradient` has no such property.
 
     The rate is a number of the host, so every step waits for the gradient of this one layer.
 

@@ -36,7 +36,9 @@ class DecorrelatedBatchNorm2d(nn.Module):
     Args:
         num_features: channels C.
         groups: groups g that are whitened separately; it divides C.
-        eps: added to every eigenvalue of the covariance.
+        eps: added to every eigenvalue of the covariance. It bounds what directions of little variance are amplified by,
+            eps^(-1/2), which matters in evaluation, where the running covariance lags behind the weights: with 1e-5
+            validation is erratic until the learning rate has decayed. 1e-2 is that of the paper's implementation.
         momentum: weight of the new batch in the running statistics.
         affine: learn weight and bias, one of each a channel.
         method: of the inverse square root, one of `app.spectral.METHODS` (not svd-topn, which makes eigenvalues zero).
@@ -47,8 +49,8 @@ class DecorrelatedBatchNorm2d(nn.Module):
     Attributes:
         counts: what its decompositions went through (`FailureCounts`).
         spectrum: eigenvalues ``(g, d)`` of ``P + eps I`` of the last batch, ascending (in evaluation of the running
-            covariance); ``None`` before the first, and where the method decomposes nothing and `spectrum_wanted` is
-            false.
+            covariance); those of P are eps less, exact to the round-off of the largest. ``None`` before the first, and
+            where the method decomposes nothing and `spectrum_wanted` is false.
         spectrum_wanted: decompose for `spectrum` also where the method itself does not need it (Newton-Schulz by
             products). Monitors switch it on and off.
 
@@ -59,7 +61,7 @@ class DecorrelatedBatchNorm2d(nn.Module):
 
     Example:
         >>> Y = DecorrelatedBatchNorm2d(4)(torch.randn(8, 4, 5, 5)).transpose(0, 1).flatten(1)
-        >>> (Y @ Y.T / Y.shape[1] - torch.eye(4)).abs().max().item() < 1e-4
+        >>> (Y @ Y.T / Y.shape[1] - torch.eye(4)).abs().max().item() < 2e-2
         True
     """
 
@@ -70,7 +72,7 @@ class DecorrelatedBatchNorm2d(nn.Module):
         self,
         num_features: int,
         groups: int = 1,
-        eps: float = 1e-5,
+        eps: float = 1e-2,
         momentum: float = 0.1,
         affine: bool = True,
         method: str = "svd-exact",

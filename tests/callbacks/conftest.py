@@ -7,7 +7,7 @@ from app.classifier import Classifier
 
 
 class Recorder(pl.Callback):
-    """What a treatment left behind it at every step: gradient before clipping, after, the weight, the learning rates."""
+    """What a treatment left at every step: gradient before clipping and after, weight, learning rates."""
 
     def __init__(self):
         self.gradients, self.clipped, self.weights, self.rates, self.started_with = [], [], [], [], []

@@ -62,7 +62,7 @@ def test_is_the_formula_with_weight_and_bias():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_groups_of_one_channel_are_batch_norm(dtype):
     torch.manual_seed(0)
-    ours, norm = DecorrelatedBatchNorm2d(6, groups=6).to(dtype), nn.BatchNorm2d(6).to(dtype)
+    ours, norm = DecorrelatedBatchNorm2d(6, groups=6, eps=1e-5).to(dtype), nn.BatchNorm2d(6).to(dtype)
     for layer in (ours, norm):
         nn.init.uniform_(layer.weight, generator=torch.Generator().manual_seed(1))
     for seed in range(3):
@@ -74,9 +74,9 @@ def test_groups_of_one_channel_are_batch_norm(dtype):
 
 
 def test_evaluation_uses_the_running_statistics_and_a_state_dict_carries_them():
-    layer = DecorrelatedBatchNorm2d(6, 2, momentum=1.0).double()
+    layer = DecorrelatedBatchNorm2d(6, 2, eps=1e-5, momentum=1.0).double()
     y = layer(features())
-    again = DecorrelatedBatchNorm2d(6, 2).double()
+    again = DecorrelatedBatchNorm2d(6, 2, eps=1e-5).double()
     again.load_state_dict(layer.state_dict())
     # the running covariance is the unbiased one, 80/79 of the batch's
     torch.testing.assert_close(again.eval()(features()) * (80 / 79) ** 0.5, y, rtol=1e-4, atol=1e-4)
