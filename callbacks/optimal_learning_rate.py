@@ -51,6 +51,9 @@ class OptimalLearningRate(PreSVDTreatment):
         super().setup(trainer, pl_module, stage)
         pl_module.separate_pre_svd_layer = stage == "fit"  # type: ignore[assignment]
 
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        pl_module.separate_pre_svd_layer = False  # type: ignore[assignment]
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         weight, (optimizer,) = self.parameter(pl_module), trainer.optimizers

@@ -114,6 +114,20 @@ def test_steps_with_the_rate_where_it_is_positive_and_smaller(training, factor, 
     assert [group["lr"] for group in trainer.optimizers[0].param_groups] == [scheduled] * 3
 
 
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_sees_the_nearest_orthogonal_gradient(training, precision):
+    model = training.model(optimizer=lambda p: torch.optim.SGD(p, lr=10.0))
+    treatments = (NearestOrthogonalGradient(), OptimalLearningRate())
+    record, _ = training(*treatments, model=model, max_steps=1, precision=precision)
+    W, R = record.weights[0], record.gradients[0]
+    torch.testing.assert_close(R.mT @ R, torch.eye(27), rtol=0, atol=1e-5)
+    eta = abs(formula(W, R))
+    assert eta < 10
+    step = record.weights[1] - W
+    expected = [-eta * R, -10 * R][formula(W, R) < 0]
+    torch.testing.assert_close(step, expected, rtol=1e-4, atol=1e-6)
+
+
 def test_other_layers_step_as_without(training):
     arguments = {"max_steps": 1, "accumulate_grad_batches": 2}
     states = []

@@ -65,6 +65,18 @@ def test_every_combination_of_treatments_trains_by_its_flags(main, pictures, com
     assert original == bool({"SN", "OW"} & set(combination.split()))
 
 
+def test_a_treated_network_is_tested_without_its_treatment(main, pictures, tmp_path, capsys):
+    common = ("--config", FOLDER / "resnet50_cifar100.yaml", *short(pictures))
+    common = (*common, "--model.backbone", "compact", "--model.stem", "imagenet")
+    assert main("fit", *common, *FLAGS["OW"]) == 0
+    losses = []
+    for flags in ((), ("--model.weight_treatment", "null")):
+        capsys.readouterr()
+        assert main("test", *common, "--ckpt_path", "checkpoints/last.ckpt", *flags) == 0
+        losses.append(re.search(r"test/loss\W+([\d.]+)", capsys.readouterr().out)[1][:6])
+    assert losses[0] == losses[1]
+
+
 def test_flags_add_to_callbacks_that_a_config_has_already(main, pictures, tmp_path, capsys):
     config = yaml.safe_load((FOLDER / "resnet50_cifar10.yaml").read_text())
     config["trainer"]["callbacks"] = [{"class_path": "OrthogonalLoss", "init_args": {"coefficient": 0.5}}]

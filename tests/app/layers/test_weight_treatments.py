@@ -64,9 +64,10 @@ def test_gradient_of_the_orthogonal_weight():
     assert torch.autograd.gradcheck(OrthogonalWeight(), W)
 
 
+@pytest.mark.parametrize("treatment", ["spectral", "orthogonal"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_autocast_does_not_reach_the_exponential(dtype):
-    layer = convolution(treatment="orthogonal")
+def test_autocast_does_not_reach_the_treatment(dtype, treatment):
+    layer = convolution(treatment=treatment).eval()
     expected = layer.weight
     with torch.autocast("cpu", dtype=dtype):
         assert torch.equal(layer.weight, expected)
