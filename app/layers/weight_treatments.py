@@ -22,17 +22,30 @@ class OrthogonalWeight(nn.Module):
     exponential are the kernel: its columns are orthonormal for m > n, its rows for m < n. Every kernel with orthonormal
     columns (or rows) that the identity can be turned into is reached this way. W itself starts as the kernel it was.
 
-    The exponential is taken in float32 or better, outside autocast. It costs a dozen products of s x s matrices.
+    The exponential is taken in float32 or better, outside autocast. It costs a dozen products of matrices of side s,
+    and about ten times that in the backward pass; for a kernel of very different sides, those of twice the shorter.
     """
 
     def forward(self, weight: Tensor) -> Tensor:
         with torch.autocast(weight.device.type, enabled=False):
             W = weight.to(torch.promote_types(weight.dtype, torch.float32)).flatten(1)
-            m, n = W.shape
-            s = max(m, n)
-            W = nn.functional.pad(W, (0, s - n, 0, s - m))
-            Q = torch.linalg.matrix_exp(W - W.mT)[:m, :n]
+            Q = _first_rows(W) if W.shape[0] <= W.shape[1] else _first_rows(W.mT).mT
         return Q.reshape(weight.shape).to(weight.dtype)
+
+
+def _first_rows(W: Tensor) -> Tensor:
+    """The first m rows of ``exp(P - P^T)``, P being W ``(m, n)``, m <= n, with rows of zeros below.
+
+    With ``W = [W_1, W_2]``, W_1 square, and ``W_2^T = K R`` (K with orthonormal columns), P - P^T maps the span of the
+    first m axes and K into itself, where it is the same for ``[W_1, R^T]`` of 2m columns, and is zero elsewhere.
+    """
+    m, n = W.shape
+    if n > 4 * m:
+        K, R = torch.linalg.qr(W[:, m:].mT)
+        Q = _first_rows(torch.cat([W[:, :m], R.mT], 1))
+        return torch.cat([Q[:, :m], Q[:, m:] @ K.mT], 1)
+    P = nn.functional.pad(W, (0, 0, 0, n - m))
+    return torch.linalg.matrix_exp(P - P.mT)[:m]
 
 
 class SpectralWeight(nn.Module):

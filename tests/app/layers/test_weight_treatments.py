@@ -9,8 +9,8 @@ from torch import nn
 from app.layers import OrthogonalWeight, original_weight, remove_weight_treatment, treat_weight, treatment_of
 from app.layers.weight_treatments import convert_state
 
-SHAPES = [(64, 3, 3), (6, 6, 1), (5, 12, 1)]
-"""C_out, C_in, k: the stem, a square kernel, a reduction."""
+SHAPES = [(64, 3, 3), (6, 6, 1), (5, 12, 1), (3, 17, 1), (40, 2, 2)]
+"""C_out, C_in, k: the stem, a square kernel, reductions, and the last two with sides of a ratio above 4."""
 
 
 def convolution(shape=SHAPES[0], treatment=None, seed=0):
@@ -59,8 +59,9 @@ def test_a_plane_rotation_by_hand():
     torch.testing.assert_close(OrthogonalWeight()(W).flatten(1), expected)
 
 
-def test_gradient_of_the_orthogonal_weight():
-    W = torch.randn(4, 1, 3, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+@pytest.mark.parametrize("shape", [(4, 1, 3, 1), (2, 9, 1, 1), (9, 2, 1, 1)])
+def test_gradient_of_the_orthogonal_weight(shape):
+    W = torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
     assert torch.autograd.gradcheck(OrthogonalWeight(), W)
 
 
