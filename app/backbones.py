@@ -5,15 +5,17 @@ Parameter names are torchvision's, so its weights load as they are. Shapes: B ba
 
 from __future__ import annotations
 
+import inspect
 from collections import OrderedDict
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torchvision import models
 
 from app.checkpoints import load_fitting, read_state_dict, tell
+from app.layers import DecorrelatedBatchNorm2d
 
 Downsampling = Literal["removed", "kept", "max-pool"]
 Stem = Literal["imagenet", "cifar"]
@@ -43,6 +45,40 @@ class Backbone(nn.Sequential):
     def last_convolution(self) -> nn.Conv2d:
         """The convolution that the features come out of, but for batch norm, addition and activation."""
         return [module for module in self.modules() if isinstance(module, nn.Conv2d)][-1]
+
+    @property
+    def decorrelated_convolution(self) -> nn.Conv2d | None:
+        """The convolution before a decorrelated batch norm, ``None`` in a network without one."""
+        convolution = None
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                convolution = module
+            if isinstance(module, DecorrelatedBatchNorm2d):
+                return convolution
+        return None
+
+    def decorrelate(self, method: str, options: dict[str, Any] | None = None) -> None:
+        """Put a decorrelated batch norm in place of the first batch norm (Song et al., ECCV 2022, fig. 6).
+
+        Args:
+            method: of the inverse square root, one of `app.spectral.METHODS`.
+            options: other arguments of `DecorrelatedBatchNorm2d`.
+
+        Raises:
+            ValueError: for a network without batch norm, or a wrong method or option.
+        """
+        name = next((name for name, module in self.named_modules() if isinstance(module, nn.BatchNorm2d)), None)
+        if name is None:
+            raise ValueError("decorrelation replaces the first batch norm, and this backbone has none")
+        options = dict(options or {})
+        allowed = [
+            p for p in inspect.signature(DecorrelatedBatchNorm2d).parameters if p not in ("num_features", "method")
+        ]
+        for option in options:
+            if option not in allowed:
+                raise ValueError(f"decorrelation_options has no {option!r}: choose of {', '.join(sorted(allowed))}")
+        channels = self.get_submodule(name).num_features
+        self.set_submodule(name, DecorrelatedBatchNorm2d(channels, method=method, **options))
 
 
 def build_backbone(

@@ -71,9 +71,7 @@ def load_fitting(network: nn.Module, state: dict[str, Tensor]) -> Loaded:
     """Load the layers whose names and shapes fit, leave the others as they are, and tell which is which."""
     own, result = network.state_dict(), Loaded()
     misfits = [name for name, value in own.items() if name in state and state[name].shape != value.shape]
-    result.misfits = [
-        f"{name} ({_shape(state[name])} in the file, {_shape(own[name])} here)" for name in sorted(misfits)
-    ]
+    result.misfits = [f"{name} ({_shape(state[name])} in the file, {_shape(own[name])} here)" for name in misfits]
     torn = {_layer(name) for name in misfits}  # half a layer is worse than none
     for name in own:
         if name in state and _layer(name) not in torn:
@@ -85,26 +83,40 @@ def load_fitting(network: nn.Module, state: dict[str, Tensor]) -> Loaded:
     return result
 
 
-def initialise(network: nn.Module, path: str, *, resnet: bool, required: bool = True) -> Loaded:
-    """Start from the weights in a file, as far as they fit, and say what was loaded, what was not, and why.
+def weights_for(network: nn.Module, path: str, *, resnet: bool) -> dict[str, Tensor]:
+    """The tensors of a file under the names that they have here.
 
     Args:
         network: a classifier with `backbone`, `pooling` and `classifier`.
         path: a checkpoint of this program, of fast-MPN-COV or DifferentiableSVD, or a file of torchvision's weights.
         resnet: whether the backbone is a ResNet.
-        required: nothing loaded into the backbone is an error; false: a warning.
 
     Raises:
-        ValueError: if the file cannot be read safely, or nothing of it fits the backbone.
+        ValueError: if the file cannot be read safely.
     """
     try:
         state = {our_name(name, resnet): value for name, value in read_state_dict(path).items()}
     except ValueError as error:
         raise ValueError(f"model.init_from: {error}: give another file, or null for random weights") from error
-    own = network.state_dict()
     name = "classifier.weight"
     if name in state:
-        state[name] = _for_upper_triangle(state[name], own[name].shape[1])
+        state[name] = _for_upper_triangle(state[name], network.get_parameter(name).shape[1])
+    return state
+
+
+def initialise(network: nn.Module, state: dict[str, Tensor], path: str, *, required: bool = True) -> Loaded:
+    """Start from weights, as far as they fit, and say what was loaded, what was not, and why.
+
+    Args:
+        network: a classifier with `backbone`, `pooling` and `classifier`.
+        state: tensors by name.
+        path: the file that they are from.
+        required: nothing loaded into the backbone is an error; false: a warning.
+
+    Raises:
+        ValueError: if nothing fits the backbone.
+    """
+    own = network.state_dict()
     result = load_fitting(network, state)
     # vectors fit by accident, and a reduction and a classifier those of another backbone
     if not any(name.startswith("backbone.") and own[name].ndim > 1 for name in result.loaded):

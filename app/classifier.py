@@ -17,8 +17,9 @@ from torch.optim.lr_scheduler import LRScheduler, MultiStepLR
 from torchmetrics.classification import MulticlassAccuracy
 
 from app.backbones import Downsampling, Stem, build_backbone
-from app.checkpoints import initialise
-from app.layers import GlobalCovariancePooling
+from app.checkpoints import initialise, weights_for
+from app.layers import GlobalCovariancePooling, remove_weight_treatment, treat_weight
+from app.layers.weight_treatments import Treatment, convert_state, original_weight
 
 
 class Classifier(pl.LightningModule):
@@ -36,6 +37,12 @@ class Classifier(pl.LightningModule):
         downsampling: of the backbone's last stage: removed, kept, or max-pool; null: removed with covariance pooling,
             kept with gap.
         stem: imagenet, or cifar (3x3, stride 1, no max-pooling; ResNets) for 32x32 images.
+        decorrelation: method of a decorrelated batch norm in place of the backbone's first batch norm, one of those of
+            meta_layer but gap and svd-topn (Song et al., ECCV 2022); null: none. It usually goes with meta_layer gap.
+        decorrelation_options: options of that layer, such as {groups: 4, eps: 1e-3, synchronised: true}.
+        weight_treatment: of the weight of the pre-SVD layer, the convolution before the decorrelated batch norm, or
+            without one before the covariance pooling: spectral (W over its largest singular value) or orthogonal
+            (exp(W - W^T)); null: none.
         weights: weights of the backbone: a file of torchvision's, or a name such as IMAGENET1K_V1; null: random.
         init_from: start from the weights in this file: a checkpoint of this program, of fast-MPN-COV or
             DifferentiableSVD, or torchvision's weights. What does not fit, such as a classifier of other classes, is
@@ -58,6 +65,9 @@ class Classifier(pl.LightningModule):
         spectral_dtype: Literal["float32", "float64"] = "float64",
         downsampling: Downsampling | None = None,
         stem: Stem = "imagenet",
+        decorrelation: str | None = None,
+        decorrelation_options: dict[str, Any] | None = None,
+        weight_treatment: Treatment | None = None,
         weights: str | None = None,
         init_from: str | None = None,
         init_from_required: bool = True,
@@ -84,6 +94,14 @@ class Classifier(pl.LightningModule):
             self.backbone.out_channels, dim, meta_layer, meta_options, spectral_dtype
         )
         self.classifier = nn.Linear(self.pooling.out_features, num_classes)
+        if decorrelation is not None:
+            self.backbone.decorrelate(decorrelation, decorrelation_options)
+        elif decorrelation_options:
+            raise ValueError("decorrelation_options are given without decorrelation: name a method, such as svd-exact")
+        self.separate_pre_svd_layer = False
+        if weight_treatment is not None:
+            self._treat_weight(weight_treatment)
+        self.register_load_state_dict_pre_hook(_convert_weight_treatment)
         self.metrics = nn.ModuleDict(
             {
                 stage: nn.ModuleDict(
@@ -93,11 +111,9 @@ class Classifier(pl.LightningModule):
                 for stage, ks in (("train_", (1,)), ("val_", (1, 5)), ("test_", (1, 5)))
             }
         )
-
         self._random_layers: list[str] = []
         if init_from is not None:
-            found = initialise(self, init_from, resnet=backbone.startswith("resnet"), required=init_from_required)
-            self._random_layers = found.misfits + found.missing
+            self._initialise(init_from, init_from_required)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images ``(B, 3, H, W)`` to logits ``(B, K)``."""
@@ -105,10 +121,35 @@ class Classifier(pl.LightningModule):
 
     @property
     def pre_svd_layer(self) -> nn.Conv2d | None:
-        """The convolution whose output the covariance is taken of; ``None`` for networks without a covariance."""
+        """The convolution whose output the covariance is taken of; ``None`` for networks without a covariance.
+
+        Where a network has both a decorrelated batch norm and covariance pooling, it is that of the former.
+        """
+        if (convolution := self.backbone.decorrelated_convolution) is not None:
+            return convolution
         if self.pooling.meta_layer == "gap":
             return None
         return self.pooling.pre_svd_layer or self.backbone.last_convolution
+
+    def _treat_weight(self, weight_treatment: Treatment) -> None:
+        if self.pre_svd_layer is None:
+            raise ValueError(
+                f"weight_treatment {weight_treatment} has no layer to act on: this model takes no covariance "
+                "(meta_layer gap without decorrelation)"
+            )
+        treat_weight(self.pre_svd_layer, weight_treatment)
+
+    def _initialise(self, path: str, required: bool) -> None:
+        state = weights_for(self, path, resnet=self.hparams["backbone"].startswith("resnet"))
+        _convert_weight_treatment(self, state, "")
+        found = initialise(self, state, path, required=required)
+        self._random_layers = found.misfits + found.missing
+
+    def remove_weight_treatment(self) -> None:
+        """Make the treated weight an ordinary one, for inference; checkpoints then name no treatment."""
+        if self.pre_svd_layer is not None:
+            remove_weight_treatment(self.pre_svd_layer)
+        self.hparams["weight_treatment"] = None
 
     def use_meta_layer(self, meta_layer: str, meta_options: dict[str, Any] | None = None) -> None:
         """Pool by another meta-layer from now on; checkpoints written from now on name it."""
@@ -178,6 +219,10 @@ class Classifier(pl.LightningModule):
         groups: list[dict[str, Any]] = [{"params": rest}, {"params": classifier}]
         if self.classifier_learning_rate is not None:
             groups[1]["lr"] = self.classifier_learning_rate
+        if self.separate_pre_svd_layer and self.pre_svd_layer is not None:
+            weight = original_weight(self.pre_svd_layer)
+            groups[0]["params"] = [parameter for parameter in rest if parameter is not weight]
+            groups.append({"params": [weight]})
         optimizer = self.optimizer(groups)
         scheduler = self.lr_scheduler(optimizer) if self.lr_scheduler else MultiStepLR(optimizer, [30, 45], gamma=0.1)
         self._training_setup = _describe(optimizer, scheduler)
@@ -206,6 +251,14 @@ class Classifier(pl.LightningModule):
                 f"cannot resume with another optimizer or schedule ({'; '.join(differences)}): "
                 "use the settings of the checkpoint, or start a new run without --ckpt_path"
             )
+
+
+def _convert_weight_treatment(model: Classifier, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Let checkpoints of models with and without a treatment of the weight load into each other."""
+    layer = model.pre_svd_layer
+    if layer is not None:
+        name = next(name for name, module in model.named_modules() if module is layer)
+        convert_state(state, f"{prefix}{name}.", layer)
 
 
 DERIVED = ("params", "initial_lr", "base_lrs")

@@ -22,7 +22,10 @@ from app.backbones import BACKBONES
 from app.checkpoints import read_checkpoint
 from app.errors import describe, fail, one_line, print_newline_after_progress_bar, wants_traceback
 
-ARCHITECTURE = {"backbone", "meta_layer", "meta_options", "dim", "spectral_dtype", "downsampling", "stem"}
+OPTIONS_OF = {"meta_layer": "meta_options", "decorrelation": "decorrelation_options"}
+"""Arguments of the model whose options belong to them."""
+
+ARCHITECTURE = {"backbone", "dim", "spectral_dtype", "downsampling", "stem", *OPTIONS_OF, *OPTIONS_OF.values()}
 """Arguments of the model that fine-tuning takes from a checkpoint."""
 
 WEIGHTS = {"weights", "init_from"}
@@ -245,8 +248,9 @@ def _take_architecture(model: Any) -> None:
 
 def _settle(arguments: Any, stored: dict[str, Any], given: set[str]) -> None:
     """What the checkpoint stores stands, but for what is given on the command line itself; say what differs."""
-    if "meta_layer" in given and arguments.get("meta_layer") != stored.get("meta_layer"):
-        given = given | {"meta_options"}  # options belong to their layer
+    for layer, its_options in OPTIONS_OF.items():
+        if layer in given and arguments.get(layer) != stored.get(layer):
+            given = given | {its_options}
     for key, value in stored.items():
         here = arguments.get(key)
         here = here.as_dict() if hasattr(here, "as_dict") else here

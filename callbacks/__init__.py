@@ -4,6 +4,9 @@ from callbacks.condition_number_monitor import ConditionNumberMonitor
 from callbacks.gradient_smoothness import GradientSmoothness
 from callbacks.hybrid_protocol import HybridProtocol
 from callbacks.loss_landscape import LossLandscape
+from callbacks.nearest_orthogonal_gradient import NearestOrthogonalGradient
+from callbacks.optimal_learning_rate import OptimalLearningRate
+from callbacks.orthogonal_loss import OrthogonalLoss
 from callbacks.prediction_writer import PredictionWriter
 from callbacks.svd_failure_counter import SVDFailureCounter
 
@@ -12,6 +15,9 @@ __all__ = [
     "GradientSmoothness",
     "HybridProtocol",
     "LossLandscape",
+    "NearestOrthogonalGradient",
+    "OptimalLearningRate",
+    "OrthogonalLoss",
     "PredictionWriter",
     "SVDFailureCounter",
 ]

@@ -1,0 +1,159 @@
+"""Treatments of the weight of the convolution before a covariance: spectral normalisation and orthogonal weight.
+
+Shapes: a kernel ``(C_out, C_in, k, k)`` is the matrix W of m = C_out rows and n = C_in k k columns.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, parametrize
+
+Treatment = Literal["spectral", "orthogonal"]
+
+
+class OrthogonalWeight(nn.Module):
+    """``exp(W - W^T)``, orthogonal for every W (Song et al., ECCV 2022, eq. 13), as a parametrization of a kernel.
+
+    A rectangular W is padded with zeros to a square of side s = max(m, n), and the first m rows and n columns of the
+    exponential are the kernel: its columns are orthonormal for m > n, its rows for m < n. Every kernel with orthonormal
+    columns (or rows) that the identity can be turned into is reached this way. W itself starts as the kernel it was.
+
+    The exponential is taken in float32 or better, outside autocast. It costs a dozen products of matrices of side s,
+    and about ten times that in the backward pass; for a kernel of very different sides, those of twice the shorter.
+    """
+
+    def forward(self, weight: Tensor) -> Tensor:
+        with torch.autocast(weight.device.type, enabled=False):
+            W = weight.to(torch.promote_types(weight.dtype, torch.float32)).flatten(1)
+            Q = _first_rows(W) if W.shape[0] <= W.shape[1] else _first_rows(W.mT).mT
+        return Q.reshape(weight.shape).to(weight.dtype)
+
+
+def _first_rows(W: Tensor) -> Tensor:
+    """The first m rows of ``exp(P - P^T)``, P being W ``(m, n)``, m <= n, with rows of zeros below.
+
+    With ``W = [W_1, W_2]``, W_1 square, and ``W_2^T = K R`` (K with orthonormal columns), P - P^T maps the span of the
+    first m axes and K into itself, where it is the same for ``[W_1, R^T]`` of 2m columns, and is zero elsewhere.
+    """
+    m, n = W.shape
+    if n > 4 * m:
+        K, R = torch.linalg.qr(W[:, m:].mT)
+        Q = _first_rows(torch.cat([W[:, :m], R.mT], 1))
+        return torch.cat([Q[:, :m], Q[:, m:] @ K.mT], 1)
+    P = nn.functional.pad(W, (0, 0, 0, n - m))
+    return torch.linalg.matrix_exp(P - P.mT)[:m]
+
+
+class SpectralWeight(nn.Module):
+    """``W / sigma_max(W)`` by torch's `spectral_norm` (ECCV 2022, eq. 11), outside autocast.
+
+    In bfloat16 the power method would be off by a percent.
+
+    Args:
+        spectral_norm: the parametrization of `torch.nn.utils.parametrizations.spectral_norm`.
+    """
+
+    def __init__(self, spectral_norm: nn.Module) -> None:
+        super().__init__()
+        self.spectral_norm = spectral_norm
+
+    def forward(self, weight: Tensor) -> Tensor:
+        with torch.autocast(weight.device.type, enabled=False):
+            return self.spectral_norm(weight)
+
+
+def treat_weight(convolution: nn.Module, treatment: Treatment) -> None:
+    """Put a parametrization on the weight of a convolution, which keeps its parameter as ``original``.
+
+    Args:
+        convolution: the pre-SVD layer.
+        treatment: ``spectral``, W over its largest singular value (ECCV 2022, eq. 11), which torch follows by one step
+            of the power method a training batch; or ``orthogonal``, see `OrthogonalWeight`.
+
+    Raises:
+        ValueError: for an unknown treatment.
+    """
+    if treatment == "spectral":
+        parametrizations.spectral_norm(convolution, "weight")
+        treatments = convolution.parametrizations["weight"]  # type: ignore[union-attr,index]
+        treatments[0] = SpectralWeight(treatments[0])
+    elif treatment == "orthogonal":
+        parametrize.register_parametrization(convolution, "weight", OrthogonalWeight())
+    else:
+        raise ValueError(f"unknown weight_treatment {treatment!r}: choose spectral or orthogonal")
+
+
+def treatment_of(convolution: nn.Module) -> Treatment | None:
+    """The treatment that a convolution's weight is under."""
+    if not parametrize.is_parametrized(convolution, "weight"):
+        return None
+    first = convolution.parametrizations["weight"][0]  # type: ignore[union-attr,index]
+    return "orthogonal" if isinstance(first, OrthogonalWeight) else "spectral"
+
+
+def original_weight(convolution: nn.Module) -> nn.Parameter:
+    """The parameter that the optimizer steps: W itself, without a treatment the convolution's weight."""
+    if treatment_of(convolution) is None:
+        return convolution.weight  # type: ignore[return-value]
+    return convolution.parametrizations["weight"].original  # type: ignore[union-attr,index,return-value]
+
+
+@torch.no_grad()
+def remove_weight_treatment(convolution: nn.Module) -> None:
+    """Make the weight as it is now an ordinary parameter, which costs nothing at inference."""
+    if treatment_of(convolution) is None:
+        return
+    training = convolution.training
+    convolution.eval()  # reading the weight in training makes a step of the power method
+    parametrize.remove_parametrizations(convolution, "weight")
+    convolution.train(training)
+
+
+def convert_state(state: dict[str, Any], prefix: str, convolution: nn.Conv2d) -> None:
+    """Make the weight of one convolution in a state dict fit a convolution under another treatment, or none.
+
+    The layer computes what it computed when stored, except under ``orthogonal``: a kernel that is not orthogonal can
+    only be where W starts from.
+
+    Args:
+        state: changed in place.
+        prefix: name of the convolution there, ending in a dot.
+        convolution: the convolution to be loaded into.
+    """
+    stored = _stored_treatment(state, prefix)
+    own = treatment_of(convolution)
+    if stored == own or not any(key.startswith(prefix) for key in state):
+        return
+    bare = {key: state.pop(key) for key in list(state) if key.startswith((prefix + "weight", prefix + "param"))}
+    if own == "orthogonal":
+        warnings.warn(
+            f"{prefix}weight was not trained as an orthogonal weight: exp(W - W^T) starts from it as W, and is another "
+            "kernel",
+            stacklevel=2,
+        )
+    like = nn.Conv2d(
+        convolution.in_channels,
+        convolution.out_channels,
+        convolution.kernel_size,  # type: ignore[arg-type]
+        groups=convolution.groups,
+        bias=False,
+        dtype=original_weight(convolution).dtype,
+    ).eval()
+    if stored is not None:
+        treat_weight(like, stored)
+    like.load_state_dict({key.removeprefix(prefix): value for key, value in bare.items()})
+    remove_weight_treatment(like)
+    if own is not None:
+        treat_weight(like, own)
+    state.update({prefix + key: value for key, value in like.state_dict().items()})
+
+
+def _stored_treatment(state: dict[str, Any], prefix: str) -> Treatment | None:
+    name = f"{prefix}parametrizations.weight"
+    if f"{name}.original" not in state:
+        return None
+    return "spectral" if f"{name}.0.spectral_norm._u" in state else "orthogonal"
