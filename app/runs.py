@@ -165,8 +165,9 @@ class Group:
     def published(self) -> dict[str, Any]:
         """The row of a paper that the configuration names: `published`, and what it says of the run's meta-layer.
 
-        An entry whose name is a meta-layer holds the numbers of the runs with that layer only. The layer that the
-        hybrid protocol switches to goes before the one that the model starts with.
+        An entry whose name is a meta-layer holds the numbers of the runs with that layer only; treatments of the
+        pre-SVD layer are added to the name, as in ``svd-pade + NOG + OW``. The layer that the hybrid protocol switches
+        to goes before the one that the model starts with.
         """
         published = self.runs[0].config.get("published")
         if not isinstance(published, dict):
@@ -174,12 +175,22 @@ class Group:
         common = {key: value for key, value in published.items() if not isinstance(value, dict)}
         settings = _settings(self.runs[0])
         layers = [str(settings[key]) for key in sorted(settings) if key.endswith(LAYER_KEYS)]
-        own = [published[layer] for layer in layers if isinstance(published.get(layer), dict)]
+        names = [" + ".join([layer, *_treatments(settings)]) for layer in layers]
+        own = [published[name] for name in names if isinstance(published.get(name), dict)]
         return {**common, **(own[-1] if own else {})}
 
 
 LAYER_KEYS = ("decorrelation", "meta_layer", "svd_layer")
 """Ends of the configuration's keys that name a method: of the model, and of the hybrid protocol."""
+
+TREATMENTS = {
+    "spectral": "SN",
+    "OrthogonalLoss": "OL",
+    "NearestOrthogonalGradient": "NOG",
+    "orthogonal": "OW",
+    "OptimalLearningRate": "OLR",
+}
+"""Treatments of the pre-SVD layer by what the configuration calls them: a weight_treatment or the class of a callback."""
 
 IRRELEVANT = (
     "seed_everything",
@@ -234,6 +245,16 @@ def _settings(run: Run) -> dict[str, Any]:
     """The settings as one flat dictionary, without those that do not matter."""
     flat = _flatten("", run.config) if run.config else {}
     return {key: value for key, value in flat.items() if not key.startswith(IRRELEVANT)}
+
+
+def _treatments(settings: dict[str, Any]) -> list[str]:
+    """The abbreviations of the treatments of ECCV 2022 that the settings ask for, in the paper's order."""
+    asked = {
+        str(value).rsplit(".", 1)[-1]
+        for key, value in settings.items()
+        if key.endswith("weight_treatment") or (key.startswith("trainer.callbacks.") and key.endswith("class_path"))
+    }
+    return [short for name, short in TREATMENTS.items() if name in asked]
 
 
 def _flatten(prefix: str, value: Any) -> dict[str, Any]:
