@@ -36,7 +36,7 @@ def test_one_batch(path, main, mini, tmp_path):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_header_says_how_to_run_it(path):
     text = path.read_text()
-    header = text[: text.index("seed_everything")]
+    header = text[: text.index("\nseed_everything")]
     assert f"python train.py fit --config {path.relative_to(ROOT)}" in header
     assert all(len(line) <= 120 for line in text.splitlines())
     if path in RECIPES:

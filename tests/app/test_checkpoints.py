@@ -167,7 +167,7 @@ def test_a_classifier_on_all_entries_becomes_one_on_the_upper_triangle(tmp_path)
 def test_random_weights_are_not_evaluated(tmp_path):
     torch.save(reference_resnet(1000).state_dict(), tmp_path / "a.pth")
     model = classifier(tmp_path / "a.pth")
-    with pytest.raises(ValueError, match=r"evaluated with random weights: classifier.bias .* and 1 more"):
+    with pytest.raises(ValueError, match=r"evaluated with random weights: classifier.weight .* and 1 more"):
         model.setup("validate")
 
 

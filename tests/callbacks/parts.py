@@ -8,6 +8,7 @@ from torch import nn
 from torch.linalg import LinAlgError
 from torch.utils.data import DataLoader, DistributedSampler, Subset, TensorDataset
 
+from app.backbones import Backbone
 from app.classifier import Classifier
 from app.layers import GlobalCovariancePooling
 
@@ -20,7 +21,7 @@ class Plain(Classifier):
     def __init__(self, meta_layer: str = "svd-exact", meta_options: dict | None = None, layers: int = 1):
         super().__init__(num_classes=3, backbone="compact", meta_layer=meta_layer, meta_options=meta_options, dim=None)
         torch.manual_seed(0)
-        self.backbone = nn.Sequential(nn.Conv2d(3, CHANNELS, 3), nn.Tanh())
+        self.backbone = Backbone({"0": nn.Conv2d(3, CHANNELS, 3), "1": nn.Tanh()}, CHANNELS)
         pooling = [GlobalCovariancePooling(CHANNELS, None, meta_layer, meta_options) for _ in range(layers)]
         self.pooling = pooling[0] if layers == 1 else Twice(*pooling)
         self.classifier = nn.Linear(self.pooling.out_features, 3)
@@ -32,6 +33,7 @@ class Twice(nn.Module):
     def __init__(self, whole, part):
         super().__init__()
         self.whole, self.part, self.out_features = whole, part, whole.out_features
+        self.meta_layer, self.pre_svd_layer = whole.meta_layer, None
 
     def forward(self, features):
         return self.whole(features) + self.part(features[..., :2, :2])
