@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from app.errors import OneLineParser
+from app.errors import OneLineParser, positive
 from app.spectral import METHODS, covariance_sqrt
 from app.tables import Table
 
@@ -40,8 +40,8 @@ SWEEP_BATCH, SWEEP_POSITIONS = 2, 196
 Layer = Callable[[Tensor], Tensor]
 """From features ``(B, d, N)`` to ``(B, d, d)``."""
 
-Run = Callable[[], tuple[float, float]]
-"""One timed run: seconds of the forward pass, and of forward and backward together."""
+Run = Callable[[], Sequence[float]]
+"""One timed run: seconds of the forward pass, and of forward and backward together, or of other parts."""
 
 
 @dataclass(frozen=True)
@@ -134,9 +134,9 @@ def _now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def interleave(runs: dict[str, Run], repeats: int, bar: tqdm[Any]) -> dict[str, list[tuple[float, float]]]:
+def interleave(runs: dict[str, Run], repeats: int, bar: tqdm[Any]) -> dict[str, list[Sequence[float]]]:
     """Time every contestant ``repeats`` times in rounds of random order, after a round of warm-up."""
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
+    times: dict[str, list[Sequence[float]]] = {name: [] for name in runs}
     generator = random.Random(0)
     for repeat in range(repeats + 1):
         for name in generator.sample(list(runs), len(runs)):
@@ -226,7 +226,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         description="Time the forward and backward pass of every layer, from features to the square root of their "
         "covariance (the default sizes take about three minutes on two cores).",
     )
-    number = {"type": _positive, "metavar": "INT"}
+    number = {"type": positive, "metavar": "INT"}
     grid = " ".join(map(str, POSITIONS))
     sweep = " ".join(map(str, SWEEP[:-1]))
     names, device = list(contestants()), "cuda" if torch.cuda.is_available() else "cpu"
@@ -260,6 +260,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="take a training step of a configuration apart instead: --step --config FILE [--synthetic SIDE], and the "
         "options of train.py fit",
     )
+    parser.add_argument(
+        "--treatments",
+        action="store_true",
+        help="measure instead what the treatments of the pre-SVD layer add to a training step (--treatments --help)",
+    )
     parser.add_argument("--csv", type=Path, metavar="FILE", help="also write the figures there")
     options = parser.parse_args(arguments)
     try:
@@ -271,19 +276,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
-    return int(text)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure the sizes one after another, and print a table of each as soon as it is there."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    if "--step" in arguments:
-        from app import step  # the layers alone are measured without Lightning
+    if "--step" in arguments or "--treatments" in arguments:
+        from app import step, treatments  # the layers alone are measured without Lightning
 
-        step.main([argument for argument in arguments if argument != "--step"])
+        tool = step if "--step" in arguments else treatments
+        tool.main([argument for argument in arguments if argument not in ("--step", "--treatments")])
         return
     options = parse(arguments)
     device, dtype = torch.device(options.device), getattr(torch, options.dtype)

@@ -32,6 +32,17 @@ class OneLineParser(argparse.ArgumentParser):
         fail(f"{message} (--help lists what there is)", status=2)
 
 
+def positive(text: str) -> int:
+    """A positive whole number on the command line.
+
+    Raises:
+        argparse.ArgumentTypeError: for anything else.
+    """
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
+    return int(text)
+
+
 def print_newline_after_progress_bar(error: Exception) -> None:
     """End the line of an unfinished progress bar, if the error came out of Lightning's loops."""
     if any("/loops/" in frame.filename for frame in traceback.extract_tb(error.__traceback__)):

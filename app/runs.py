@@ -190,7 +190,7 @@ TREATMENTS = {
     "orthogonal": "OW",
     "OptimalLearningRate": "OLR",
 }
-"""Treatments of the pre-SVD layer by what the configuration calls them: a weight_treatment or the class of a callback."""
+"""Treatments of the pre-SVD layer, by the weight_treatment or the class of the callback in the configuration."""
 
 IRRELEVANT = (
     "seed_everything",

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from app.classifier import Classifier
 from app.cli import CLI
 from app.cli import main as run
+from callbacks.pre_svd_treatment import PreSVDTreatment
 
 EIGH_MULTIPLY_ADDS = 4.5
 """times n^3: the symmetric QR algorithm with eigenvectors takes 9 n^3 flops (Golub and Van Loan, sec. 8.3)."""
@@ -36,6 +38,7 @@ PARTS = (
     "classifier and loss",
     "pooling backward",
     "backbone backward",
+    "treatments",
     "optimizer",
 )
 """The parts of a step, in their order."""
@@ -85,45 +88,66 @@ def loader_rate(loader: DataLoader[Any], batches: int) -> tuple[float, tuple[Ten
     return images / (time.perf_counter() - start), first
 
 
-def time_step(
-    model: Classifier,
-    images: Tensor,
-    labels: Tensor,
-    repeats: int,
-    context: Callable[[], AbstractContextManager[Any]] = nullcontext,
-) -> dict[str, float]:
-    """Median seconds of each of `PARTS` of a training step, forward, backward and update, on one batch.
+class Step:
+    """A training step whose parts are timed: forward, backward, treatments and update, always on the same batch.
 
     Args:
         model: the network; it is trained.
         images: ``(B, 3, H, W)``, on the device of the network.
         labels: ``(B,)``.
-        repeats: timed steps, after one that is not.
+        treatments: callbacks that act on the gradient before the step.
         context: what the forward pass runs in, such as autocast.
     """
-    optimizer = model.configure_optimizers()["optimizer"]
-    model.train()
-    rounds = []
-    for _ in range(repeats + 1):
-        optimizer.zero_grad()
-        watch = Stopwatch(images.device)
-        with context():
-            features = model.backbone(images)
+
+    def __init__(
+        self,
+        model: Classifier,
+        images: Tensor,
+        labels: Tensor,
+        treatments: Sequence[PreSVDTreatment] = (),
+        context: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:
+        self.model, self.images, self.labels = model.train(), images, labels
+        model.log = lambda *_, **__: None  # type: ignore[assignment] # there is no loop to log to
+        self.treatments, self.context = treatments, context
+        trainer: Any = SimpleNamespace(callbacks=list(treatments), optimizers=[], precision_plugin=None)
+        for treatment in treatments:
+            treatment.setup(trainer, model, "fit")
+        self.optimizer = model.configure_optimizers()["optimizer"]
+        trainer.optimizers.append(self.optimizer)
+        for treatment in treatments:
+            treatment.on_train_start(trainer, model)
+        self.trainer = trainer
+
+    def __call__(self) -> list[float]:
+        """Seconds of each of `PARTS`."""
+        self.optimizer.zero_grad()
+        watch = Stopwatch(self.images.device)
+        with self.context():
+            features = self.model.backbone(self.images)
             watch.split()
             # cut here, so that the two backward passes are timed apart
             cut = features.detach().requires_grad_()
-            pooled = model.pooling(cut)
+            pooled = self.model.pooling(cut)
             watch.split()
-            loss = nn.functional.cross_entropy(model.classifier(pooled), labels)
+            loss = nn.functional.cross_entropy(self.model.classifier(pooled), self.labels)
             watch.split()
         loss.backward()
         watch.split()
         features.backward(cut.grad)
         watch.split()
-        optimizer.step()
+        for treatment in self.treatments:
+            treatment.on_before_optimizer_step(self.trainer, self.model, self.optimizer)
         watch.split()
-        rounds.append(watch.seconds)
-    return dict(zip(PARTS, map(statistics.median, zip(*rounds[1:], strict=True)), strict=True))
+        self.optimizer.step()
+        watch.split()
+        return watch.seconds
+
+
+def time_step(step: Step, repeats: int) -> dict[str, float]:
+    """Median seconds of each of `PARTS`, over `repeats` steps after one that is not counted."""
+    step()
+    return dict(zip(PARTS, map(statistics.median, zip(*(step() for _ in range(repeats)), strict=True)), strict=True))
 
 
 class Stopwatch:
@@ -184,7 +208,8 @@ def report(options: Any, trainer: Any, model: Classifier, data: Any) -> None:
     model = precision.convert_module(model).to(device)
     with precision.forward_context():
         operations = multiply_adds(model, images[:1])
-    seconds = time_step(model, images, labels, options["repeats"], precision.forward_context)
+    treatments = [callback for callback in trainer.callbacks if isinstance(callback, PreSVDTreatment)]
+    seconds = time_step(Step(model, images, labels, treatments, precision.forward_context), options["repeats"])
     total = sum(seconds.values())
 
     shape = " x ".join(map(str, images.shape))

@@ -7,7 +7,7 @@ from torch import nn
 
 from app import bench
 from app.classifier import Classifier
-from app.step import PARTS, loader_rate, multiply_adds, time_step
+from app.step import PARTS, Step, loader_rate, multiply_adds, time_step
 
 
 def test_multiply_adds_are_the_published_ones():
@@ -31,7 +31,7 @@ def test_a_step_is_a_step_of_training():
     model = Classifier(6, "compact", dim=8)
     before = [p.clone() for p in model.parameters()]
     start = time.perf_counter()
-    seconds = time_step(model, torch.randn(4, 3, 32, 32), torch.arange(4), repeats=1)
+    seconds = time_step(Step(model, torch.randn(4, 3, 32, 32), torch.arange(4)), repeats=1)
     assert tuple(seconds) == PARTS
     assert 0 < sum(seconds.values()) < time.perf_counter() - start
     assert all(not torch.equal(p, q) for p, q in zip(before, model.parameters(), strict=True))
@@ -42,7 +42,7 @@ def test_the_two_backward_passes_are_the_whole():
     images, labels = torch.randn(4, 3, 32, 32), torch.arange(4)
     models = [Classifier(6, "compact", dim=8, optimizer=lambda params: torch.optim.SGD(params, lr=0)) for _ in range(2)]
     models[1].load_state_dict(models[0].state_dict())
-    time_step(models[0], images, labels, repeats=1)
+    Step(models[0], images, labels)()
     loss = nn.functional.cross_entropy(models[1].train()(images), labels)
     loss.backward()
     for p, q in zip(models[0].parameters(), models[1].parameters(), strict=True):
