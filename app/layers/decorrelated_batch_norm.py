@@ -48,9 +48,9 @@ class DecorrelatedBatchNorm2d(nn.Module):
 
     Attributes:
         counts: what its decompositions went through (`FailureCounts`).
-        spectrum: eigenvalues ``(g, d)`` of ``P + eps I`` of the last batch, ascending (in evaluation of the running
-            covariance); those of P are eps less, exact to the round-off of the largest. ``None`` before the first, and
-            where the method decomposes nothing and `spectrum_wanted` is false.
+        spectrum: eigenvalues ``(g, d)`` of P of the last batch, ascending, without eps (in evaluation of the running
+            covariance); what cannot be told from zero is zero. ``None`` before the first, and where the method
+            decomposes nothing and `spectrum_wanted` is false.
         spectrum_wanted: decompose for `spectrum` also where the method itself does not need it (Newton-Schulz by
             products). Monitors switch it on and off.
 
@@ -167,14 +167,14 @@ class DecorrelatedBatchNorm2d(nn.Module):
         except FloatingPointError as error:
             raise FloatingPointError(f"{self._label}: {error}; {self._culprit(features)}") from error
         if self.spectrum_wanted and self.spectrum is None:
-            regular = covariance.detach().to(self.spectral_dtype) + self.eps * torch.eye(
-                covariance.shape[-1], dtype=self.spectral_dtype, device=covariance.device
-            )
-            self.spectrum = eigh(regular)[0].clamp_min(self.eps)
+            self._observe(eigh(covariance.detach().to(self.spectral_dtype))[0] + self.eps)
         return S
 
     def _observe(self, eigenvalues: Tensor) -> None:
-        self.spectrum = eigenvalues
+        """Keep the eigenvalues of P, given those of ``P + eps I``, where they stand above the round-off of the latter."""
+        roundoff = eigenvalues.shape[-1] * torch.finfo(eigenvalues.dtype).eps * eigenvalues[..., -1:]
+        eigenvalues = eigenvalues - self.eps
+        self.spectrum = eigenvalues.masked_fill(eigenvalues <= roundoff, 0)
 
     def _culprit(self, features: Tensor) -> str:
         if not features.isfinite().all():

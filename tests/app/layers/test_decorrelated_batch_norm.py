@@ -144,14 +144,17 @@ def test_large_mean_costs_no_accuracy():
     torch.testing.assert_close(y.double(), DecorrelatedBatchNorm2d(6).double()(x), rtol=0, atol=30 * 5e-4 / smallest)
 
 
-def test_spectrum_is_that_of_the_regularised_covariance():
-    x = features()
-    expected = torch.linalg.eigvalsh(channel_covariance(x, 2) + 0.1 * torch.eye(3))
+def test_spectrum_is_that_of_the_covariance_without_eps():
+    x = features(dtype=torch.float64)
+    x[:, 5] = x[:, 4]
+    expected = torch.linalg.eigvalsh(channel_covariance(x, 2))
+    expected[1, 0] = 0
     for method, options in (("svd-exact", {}), ("isqrt-cov", {"route": "products"})):
         layer = DecorrelatedBatchNorm2d(6, 2, eps=0.1, method=method, options=options).double()
         layer.spectrum_wanted = method == "isqrt-cov"
         layer(x)
         torch.testing.assert_close(layer.spectrum, expected)
+        assert layer.spectrum[1, 0] == 0
         layer.spectrum_wanted = False
         layer(x)
         assert (layer.spectrum is None) == (method == "isqrt-cov")
