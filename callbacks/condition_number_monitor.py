@@ -44,9 +44,8 @@ class ConditionNumberMonitor(pl.Callback):
     one spectral layer each has its own tags, which end in ``/NAME``; with ``gap`` alone there is nothing to log.
     Loggers that can, get ``covariance/log10_eigenvalues``, a histogram of the spectra on the first process.
 
-    What is measured is the matrix that the layer decomposes: in decorrelated batch norm ``P + eps I`` with the eps of
-    that layer, so that no condition number exceeds ``l_1`` over it. Eigenvalues that the layer sets to zero because
-    they are round-off count as zero here, too.
+    In decorrelated batch norm it is the covariance without the eps that the layer adds. Its features have the rounding
+    errors of float32: directions in which they do not vary have eigenvalues of about 1e-14 l_1, not zero.
 
     A layer that decomposes nothing (Newton-Schulz by products) decomposes for the monitor in the measured steps only.
     Of accumulated batches the first of a step is measured. Validation is not.

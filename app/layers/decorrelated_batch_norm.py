@@ -171,7 +171,7 @@ class DecorrelatedBatchNorm2d(nn.Module):
         return S
 
     def _observe(self, eigenvalues: Tensor) -> None:
-        """Keep the eigenvalues of P, given those of ``P + eps I``, where they stand above the round-off of the latter."""
+        """Keep the eigenvalues of P, given those of ``P + eps I``, where they stand above the latter's round-off."""
         roundoff = eigenvalues.shape[-1] * torch.finfo(eigenvalues.dtype).eps * eigenvalues[..., -1:]
         eigenvalues = eigenvalues - self.eps
         self.spectrum = eigenvalues.masked_fill(eigenvalues <= roundoff, 0)
