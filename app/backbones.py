@@ -62,7 +62,7 @@ class Backbone(nn.Sequential):
 
         Args:
             method: of the inverse square root, one of `app.spectral.METHODS`.
-            options: other arguments of `DecorrelatedBatchNorm2d`.
+            options: other arguments of `DecorrelatedBatchNorm2d`, and options of the method, such as ``iterations``.
 
         Raises:
             ValueError: for a network without batch norm, or a wrong method or option.
@@ -70,15 +70,17 @@ class Backbone(nn.Sequential):
         name = next((name for name, module in self.named_modules() if isinstance(module, nn.BatchNorm2d)), None)
         if name is None:
             raise ValueError("decorrelation replaces the first batch norm, and this backbone has none")
-        options = dict(options or {})
-        allowed = [
-            p for p in inspect.signature(DecorrelatedBatchNorm2d).parameters if p not in ("num_features", "method")
-        ]
-        for option in options:
-            if option not in allowed:
-                raise ValueError(f"decorrelation_options has no {option!r}: choose of {', '.join(sorted(allowed))}")
+        arguments = set(inspect.signature(DecorrelatedBatchNorm2d).parameters) - {"num_features", "method", "options"}
+        own = {key: value for key, value in (options or {}).items() if key in arguments}
+        rest = {key: value for key, value in (options or {}).items() if key not in arguments | {"options"}}
+        rest |= (options or {}).get("options") or {}
         channels = self.get_submodule(name).num_features
-        self.set_submodule(name, DecorrelatedBatchNorm2d(channels, method=method, **options))
+        try:
+            layer = DecorrelatedBatchNorm2d(channels, method=method, options=rest, **own)
+        except (TypeError, ValueError) as error:
+            choice = f"the layer's own options are {', '.join(sorted(arguments))}"
+            raise ValueError(f"model.decorrelation {method}, decorrelation_options: {error} ({choice})") from error
+        self.set_submodule(name, layer)
 
 
 def build_backbone(

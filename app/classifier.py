@@ -19,7 +19,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from app.backbones import Downsampling, Stem, build_backbone
 from app.checkpoints import initialise, weights_for
 from app.layers import GlobalCovariancePooling, remove_weight_treatment, treat_weight
-from app.layers.weight_treatments import Treatment, convert_state, original_weight
+from app.layers.weight_treatments import Treatment, convert_state, original_weight, treated_layers
 
 
 class Classifier(pl.LightningModule):
@@ -97,7 +97,10 @@ class Classifier(pl.LightningModule):
         if decorrelation is not None:
             self.backbone.decorrelate(decorrelation, decorrelation_options)
         elif decorrelation_options:
-            raise ValueError("decorrelation_options are given without decorrelation: name a method, such as svd-exact")
+            raise ValueError(
+                "decorrelation_options are given without decorrelation: name a method, such as svd-exact, or set them "
+                "to null, --model.decorrelation_options null"
+            )
         self.separate_pre_svd_layer = False
         if weight_treatment is not None:
             self._treat_weight(weight_treatment)
@@ -225,11 +228,18 @@ class Classifier(pl.LightningModule):
             groups.append({"params": [weight]})
         optimizer = self.optimizer(groups)
         scheduler = self.lr_scheduler(optimizer) if self.lr_scheduler else MultiStepLR(optimizer, [30, 45], gamma=0.1)
-        self._training_setup = _describe(optimizer, scheduler)
+        self._training_setup = self._describe(optimizer, scheduler)
         configuration: dict[str, Any] = {"scheduler": scheduler, "interval": "epoch"}
         if isinstance(scheduler, ReduceLROnPlateau):
             configuration["monitor"] = scheduler.monitor
         return {"optimizer": optimizer, "lr_scheduler": configuration}
+
+    def _describe(self, optimizer: Optimizer, scheduler: LRScheduler) -> dict[str, str]:
+        """What must not change when a run is gone on with, as plain text."""
+        settings = _describe(optimizer, scheduler)
+        settings["weight_treatment"] = str(self.hparams["weight_treatment"])
+        settings["OptimalLearningRate"] = "in use" if self.separate_pre_svd_layer else "not in use"
+        return settings
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["training_setup"] = self._training_setup
@@ -238,9 +248,9 @@ class Classifier(pl.LightningModule):
         """Resuming restores optimizer and schedule as they were stored: stop where the command asks for others."""
         if self._trainer is None or not self.trainer.training or "training_setup" not in checkpoint:
             return
-        stored, here = checkpoint["training_setup"], _describe(*_pair(self.configure_optimizers()))
-        # where the classes differ, their settings need not be told
-        kinds = [kind for kind in ("optimizer", "lr_scheduler") if stored.get(kind) != here.get(kind)]
+        stored, here = checkpoint["training_setup"], self._describe(*_pair(self.configure_optimizers()))
+        # where these differ, the settings need not be told
+        kinds = [kind for kind in KINDS if stored.get(kind) != here.get(kind)]
         differences = [
             f"{key}: {stored.get(key, 'nothing')} in the checkpoint, {here.get(key, 'nothing')} now"
             for key in kinds or sorted(stored.keys() | here.keys())
@@ -248,18 +258,24 @@ class Classifier(pl.LightningModule):
         ]
         if differences:
             raise ValueError(
-                f"cannot resume with another optimizer or schedule ({'; '.join(differences)}): "
+                f"cannot resume with another optimizer, schedule or treatment ({'; '.join(differences)}): "
                 "use the settings of the checkpoint, or start a new run without --ckpt_path"
             )
 
 
 def _convert_weight_treatment(model: Classifier, state: dict[str, Any], prefix: str, *_: Any) -> None:
     """Let checkpoints of models with and without a treatment of the weight load into each other."""
-    layer = model.pre_svd_layer
-    if layer is not None:
-        name = next(name for name, module in model.named_modules() if module is layer)
-        convert_state(state, f"{prefix}{name}.", layer)
+    names = {name: module for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
+    for layer in treated_layers(state):  # also of a layer that is none before a covariance here
+        if (convolution := names.get(layer.removeprefix(prefix).rstrip("."))) is not None:
+            convert_state(state, layer, convolution)
+    for name, convolution in names.items():
+        if convolution is model.pre_svd_layer:
+            convert_state(state, f"{prefix}{name}.", convolution)
 
+
+KINDS = ("optimizer", "lr_scheduler", "weight_treatment", "OptimalLearningRate")
+"""Entries of the training setup beside which the others need not be told."""
 
 DERIVED = ("params", "initial_lr", "base_lrs")
 """Entries of an optimizer or schedule that say nothing of their own about its settings."""

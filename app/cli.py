@@ -243,6 +243,8 @@ def _take_architecture(model: Any) -> None:
     stored = checkpoint.get("hyper_parameters") if isinstance(checkpoint, dict) else None
     if isinstance(stored, dict) and stored.get("backbone") in BACKBONES:  # other programs have other names
         stored = {key: value for key, value in stored.items() if key in ARCHITECTURE}
+        if stored.get("decorrelation") is None:  # a network that had none may be given one
+            stored = {key: value for key, value in stored.items() if not key.startswith("decorrelation")}
         _settle(model["init_args"], stored, _given_model_keys(sys.argv[1:]))
 
 

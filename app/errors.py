@@ -72,6 +72,9 @@ def one_line(message: str) -> str:
         return f"unknown class {match[1]!r}: the README names our classes; optimizers and schedules are torch's"
     if "loading state_dict" in text:
         return _misfit(text)
+    if match := re.search(r"more than one stateful callback of type `(\w+)`", text):
+        return f"{match[1]} is in trainer.callbacks twice: give it once"
+    text = re.sub(r" - Not a valid subclass of .*", "", text)
     text = re.sub(r"Given value: (Namespace|NestedArg)\(.*", "", text)
     text = re.sub(r"Given value type: <class '[^']*'>", "", text)
     text = re.sub(r"Does not validate against any of the Union subtypes Subtypes: \[.*?\] Errors:", "", text)

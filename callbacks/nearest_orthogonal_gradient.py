@@ -74,7 +74,7 @@ def nearest_orthogonal(G: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     norm = torch.linalg.vector_norm(G, dtype=torch.float64)
     usable = norm.isfinite() & (norm > 0)
     # decompositions of anything else raise an error; a scaled one can neither overflow nor underflow
-    U, S, Vh = torch.linalg.svd(torch.where(usable, G / norm, 0).double(), full_matrices=False)
+    U, S, Vh = torch.linalg.svd(torch.where(usable, G.double() / norm, 0), full_matrices=False)
     zero = max(G.shape) * torch.finfo(S.dtype).eps * S[0]
     R = (U * S.gt(zero)) @ Vh
     return torch.where(usable, R.to(G.dtype), G), norm, usable

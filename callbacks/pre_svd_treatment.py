@@ -21,8 +21,8 @@ class PreSVDTreatment(pl.Callback):
         before: names of the treatments that must come later in the list of callbacks.
 
     Raises:
-        ValueError: before the first batch, for a model without a pre-SVD layer, a wrong order of callbacks, and an
-            optimizer that keeps its gradients scaled (fused, with 16-mixed).
+        ValueError: before the first batch, for a model without a pre-SVD layer, a callback given twice, a wrong order
+            of callbacks, and an optimizer that keeps its gradients scaled (fused, with 16-mixed).
     """
 
     before: ClassVar[tuple[str, ...]] = ()
@@ -36,6 +36,8 @@ class PreSVDTreatment(pl.Callback):
                 "decorrelation)"
             )
         names = [type(callback).__name__ for callback in trainer.callbacks]  # type: ignore[attr-defined]
+        if names.count(type(self).__name__) > 1:
+            raise ValueError(f"{type(self).__name__} is in trainer.callbacks twice: give it once")
         position = names.index(type(self).__name__)
         for other in self.before:
             if other in names[:position]:

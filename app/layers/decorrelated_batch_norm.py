@@ -81,6 +81,11 @@ class DecorrelatedBatchNorm2d(nn.Module):
         synchronised: bool = False,
     ) -> None:
         super().__init__()
+        for name, value in {"eps": eps, "momentum": momentum}.items():
+            if not isinstance(value, int | float) or isinstance(value, bool):
+                raise ValueError(f"{name} of the decorrelation must be a number, got {value!r}")
+        if not isinstance(groups, int):
+            raise ValueError(f"groups must be a whole number, got {groups!r}")
         if num_features < 1 or groups < 1 or num_features % groups:
             raise ValueError(f"groups must divide the {num_features} channels, got {groups}")
         if not 0 < eps < float("inf"):

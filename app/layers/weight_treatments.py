@@ -23,7 +23,8 @@ class OrthogonalWeight(nn.Module):
     columns (or rows) that the identity can be turned into is reached this way. W itself starts as the kernel it was.
 
     The exponential is taken in float32 or better, outside autocast. It costs a dozen products of matrices of side s,
-    and about ten times that in the backward pass; for a kernel of very different sides, those of twice the shorter.
+    and about ten times that in the backward pass; where one side is more than twice the other, those of twice the
+    shorter.
     """
 
     def forward(self, weight: Tensor) -> Tensor:
@@ -36,16 +37,24 @@ class OrthogonalWeight(nn.Module):
 def _first_rows(W: Tensor) -> Tensor:
     """The first m rows of ``exp(P - P^T)``, P being W ``(m, n)``, m <= n, with rows of zeros below.
 
-    With ``W = [W_1, W_2]``, W_1 square, and ``W_2^T = K R`` (K with orthonormal columns), P - P^T maps the span of the
-    first m axes and K into itself, where it is the same for ``[W_1, R^T]`` of 2m columns, and is zero elsewhere.
+    With ``W = [W_1, W_2]``, W_1 square, and ``A = W_1 - W_1^T``, the rows ``[E(t), E_2(t)]`` of the exponential at t
+    obey ``E' = E A - E_2 W_2^T`` and ``E_2' = E W_2``. So ``E_2 = F W_2`` with ``F' = E``, and ``E' = E A - F W_2
+    W_2^T``: for a long W, E and F come from one exponential of side 2m, that of ``[[A, I], [-W_2 W_2^T, 0]]``.
     """
     m, n = W.shape
-    if n > 4 * m:
-        K, R = torch.linalg.qr(W[:, m:].mT)
-        Q = _first_rows(torch.cat([W[:, :m], R.mT], 1))
-        return torch.cat([Q[:, :m], Q[:, m:] @ K.mT], 1)
-    P = nn.functional.pad(W, (0, 0, 0, n - m))
-    return torch.linalg.matrix_exp(P - P.mT)[:m]
+    if n <= 2 * m:
+        P = nn.functional.pad(W, (0, 0, 0, n - m))
+        return torch.linalg.matrix_exp(P - P.mT)[:m]
+    A, W_2 = W[:, :m] - W[:, :m].mT, W[:, m:]
+    # a change of units that makes the blocks alike, and the exponential cheap and accurate; the result is the same
+    unit = torch.linalg.vector_norm(W_2.detach()).clamp_min(1)
+    V, one = W_2 / unit, unit * torch.eye(m, dtype=W.dtype, device=W.device)
+    E, F = torch.linalg.matrix_exp(_blocks(A, one, -W_2 @ V.mT, torch.zeros_like(one)))[:m].chunk(2, 1)
+    return torch.cat([E, F @ V], 1)
+
+
+def _blocks(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
+    return torch.cat([torch.cat([a, b], 1), torch.cat([c, d], 1)])
 
 
 class SpectralWeight(nn.Module):
@@ -150,6 +159,12 @@ def convert_state(state: dict[str, Any], prefix: str, convolution: nn.Conv2d) ->
     if own is not None:
         treat_weight(like, own)
     state.update({prefix + key: value for key, value in like.state_dict().items()})
+
+
+def treated_layers(state: dict[str, Any]) -> list[str]:
+    """The prefixes, ending in a dot, of the layers that a state dict stores under a treatment."""
+    end = "parametrizations.weight.original"
+    return [key.removesuffix(end) for key in state if key.endswith(f".{end}")]
 
 
 def _stored_treatment(state: dict[str, Any], prefix: str) -> Treatment | None:

@@ -70,7 +70,7 @@ def test_a_network_without_the_option_has_not_changed():
         ({"backbone": "alexnet"}, "replaces the first batch norm, and this backbone has none"),
         (
             {"decorrelation_options": {"group": 3}},
-            r"decorrelation_options has no 'group': choose of affine, eps, groups",
+            r"takes no option 'group' .* own options are affine, eps, groups",
         ),
         ({"decorrelation_options": {"groups": 3}}, "groups must divide the 32 channels, got 3"),
         ({"decorrelation": None, "decorrelation_options": {"groups": 2}}, "given without decorrelation"),

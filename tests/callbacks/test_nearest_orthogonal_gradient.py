@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import scipy.linalg
@@ -61,6 +63,25 @@ def test_ill_conditioned_gradients_keep_their_directions():
     # a gradient that float32 rounds has other smallest directions, and is still made orthogonal
     R = nearest_orthogonal(G.float())[0]
     torch.testing.assert_close(R @ R.mT, torch.eye(27), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("condition", "dtype", "tolerance"), [
+    (1e6, torch.float32, 1e-6), (1e6, torch.bfloat16, 4e-3),  # the rounding of the result: eps, entries at most 1
+])  # fmt: skip
+def test_nothing_is_lost_before_the_decomposition(condition, dtype, tolerance):
+    generator = torch.Generator().manual_seed(0)
+    U, _, Vh = torch.linalg.svd(torch.randn(64, 27, generator=generator, dtype=torch.float64), full_matrices=False)
+    G = (U * torch.logspace(0, -math.log10(condition), 27, dtype=torch.float64) @ Vh).to(dtype)
+    expected, _ = scipy.linalg.polar(G.double().numpy())
+    R, _, _ = nearest_orthogonal(G)
+    torch.testing.assert_close(R.double(), torch.from_numpy(expected), rtol=0, atol=tolerance)
+
+
+def test_the_largest_gradients_do_not_vanish():
+    G = torch.full((3, 2), 3e38)
+    R, _, usable = nearest_orthogonal(G)
+    assert usable
+    torch.testing.assert_close(R, torch.full((3, 2), 6**-0.5))
 
 
 def test_directions_without_gradient_stay_without():

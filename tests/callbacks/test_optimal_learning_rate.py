@@ -186,7 +186,7 @@ def test_resuming_goes_on_as_if_never_stopped(training, tmp_path):
     rest, _ = training(NearestOrthogonalGradient(), OptimalLearningRate(), model=model(), max_epochs=2, ckpt_path=path)
     assert torch.equal(rest.weights[-1], whole.weights[-1])
     assert rest.started_with == whole.started_with[3:]
-    with pytest.raises(ValueError, match=r"optimizer\.lr\[2\]: 0\.5 in the checkpoint, nothing now"):
+    with pytest.raises(ValueError, match=r"OptimalLearningRate: in use in the checkpoint, not in use now"):
         training(NearestOrthogonalGradient(), model=model(), max_epochs=2, ckpt_path=path)
 
 

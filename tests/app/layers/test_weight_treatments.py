@@ -65,6 +65,12 @@ def test_gradient_of_the_orthogonal_weight(shape):
     assert torch.autograd.gradcheck(OrthogonalWeight(), W)
 
 
+@pytest.mark.parametrize("rows", [torch.zeros(2, 9), torch.ones(2, 9), torch.eye(2, 9)])
+def test_gradient_where_the_kernel_is_singular(rows):
+    W = rows.double().view(2, 9, 1, 1).requires_grad_()
+    assert torch.autograd.gradcheck(OrthogonalWeight(), W)
+
+
 @pytest.mark.parametrize("treatment", ["spectral", "orthogonal"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_does_not_reach_the_treatment(dtype, treatment):
