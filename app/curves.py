@@ -21,7 +21,9 @@ from app.runs import Array, Curve, Group, Run
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """The palette of Okabe and Ito, which colour-blind readers can tell apart, without its yellow."""
 
-LINES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)))
+LINES: tuple[Any, ...] = (
+    "-", (0, (5, 2)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)), (0, (9, 3)), (0, (3, 1, 1, 1, 1, 1)), (0, (1, 3)),
+)  # fmt: skip
 """Line styles that stay apart in black and white."""
 
 BINS = 200
@@ -94,7 +96,8 @@ class Panel:
             curves = [Curve(run.curves[tag].steps, change(run.curves[tag].values)) for run in runs]
             if not curves:
                 continue
-            look = {"label": _label(group, runs), "linewidth": 1.6, **_style(index)}
+            # thinner one by one: equal curves show through
+            look = {"label": _label(group, runs), "linewidth": max(2.4 - 0.3 * index, 1.0), **_style(index)}
             if max(len(curve.steps) for curve in curves) > 2 * BINS:
                 steps, low, middle, high = binned(curves)
                 x = self.x(runs[0], steps)
@@ -189,12 +192,13 @@ def _legend(figure: Figure, axes: Axes) -> None:
 
 
 def _errors(groups: Sequence[Group]) -> Figure | None:
-    tags = variants(groups, "val/top1") + variants(groups, "val/top5")
-    if not tags:
+    tags = [tag for name in ("train/top1", "val/top1", "val/top5") for tag in variants(groups, name)]
+    if not any(tag.startswith("val/") for tag in tags):
         return None
     figure, axes = _figure(len(tags))
     for tag, area in zip(tags, axes, strict=True):
-        panel = Panel(area, groups, f"validation top-{tag[-1]} error (%)")
+        kind = "training" if tag.startswith("train/") else "validation"
+        panel = Panel(area, groups, f"{kind} top-{tag[-1]} error (%)")
         panel.lines(tag, lambda values: 100 * (1 - values))
         panel.stages()
     _legend(figure, axes[0])
@@ -237,10 +241,14 @@ def _landscape(groups: Sequence[Group]) -> Figure | None:
 
 
 FIGURES: dict[str, tuple[str, Callable[[Sequence[Group]], Figure | None]]] = {
-    "errors": ("Validation error", _errors),
+    "errors": ("Training and validation error", _errors),
     "condition_number": (
         "Condition number of the covariance, mean of the batch",
         _single("covariance/condition_number", "condition number"),
+    ),
+    "effective_condition_number": (
+        "Effective condition number of the covariance: over the eigenvalues that are numerically not zero",
+        _single("covariance/effective_condition_number", "effective condition number"),
     ),
     "eigenvalue_ratio": (
         "Ratio of the two largest eigenvalues of the covariance",

@@ -175,7 +175,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     options = parser.parse_args(arguments)
     try:
-        print(write_report(_read(options.runs), options.output))
+        runs = _read(options.runs)
+        try:
+            options.output.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(
+                f"--output {options.output} cannot be made ({error.strerror}): give another folder"
+            ) from error
+        print(write_report(runs, options.output))
     except Exception as error:
         if wants_traceback():
             raise
@@ -184,11 +191,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _read(folders: Sequence[Path]) -> list[Run]:
     runs: dict[Path, Run] = {}
+    empty: list[Path] = []
     for folder in folders:
-        found, empty = read_runs(folder)
+        found, without = read_runs(folder)
         runs.update({run.folder.resolve(): run for run in found})
-        for nothing in empty:
-            print(f"{nothing}: its event files hold no scalar, left out", file=sys.stderr)
+        empty += without
+    if not runs:
+        raise ValueError(f"{folders[0]}: its event files hold no scalar: the run ended before it logged anything")
+    for nothing in empty:
+        print(f"{nothing}: its event files hold no scalar, left out", file=sys.stderr)
     return list(runs.values())
 
 

@@ -6,6 +6,7 @@ Shapes: S logged steps.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +52,11 @@ class Run:
         """``seed_everything``, as text."""
         return str(self.config.get("seed_everything", ""))
 
+    @property
+    def last_step(self) -> float:
+        """The last step that anything was logged for in training."""
+        return max((c.steps[-1] for tag, c in self.curves.items() if not tag.startswith(NOT_TRAINING)), default=0.0)
+
     def epochs(self, steps: Array) -> Array | None:
         """Epochs that had passed at each step ``(S,)``, by the ends of epochs; ``None`` if no epoch was finished."""
         if not {"epoch", "train/top1"} <= self.curves.keys():
@@ -71,7 +77,7 @@ def read_runs(folder: Path) -> tuple[list[Run], list[Path]]:
 
     Raises:
         FileNotFoundError: for a folder that does not exist.
-        ValueError: for one without event files, or with empty ones only.
+        ValueError: for one without event files.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is no folder: give the folder of a run, such as runs/demo/version_0")
@@ -80,8 +86,6 @@ def read_runs(folder: Path) -> tuple[list[Run], list[Path]]:
         raise ValueError(f"{folder} holds no event files of TensorBoard: give a folder such as runs/demo/version_0")
     runs = [read_run(version) for version in versions]
     empty = [run.folder for run in runs if not run.curves]
-    if len(empty) == len(runs):
-        raise ValueError(f"{folder}: its event files hold no scalar: the run ended before it logged anything")
     return [run for run in runs if run.curves], empty
 
 
@@ -167,7 +171,8 @@ class Group:
 
         An entry whose name is a meta-layer holds the numbers of the runs with that layer only; treatments of the
         pre-SVD layer are added to the name, as in ``svd-pade + NOG + OW``. The layer that the hybrid protocol switches
-        to goes before the one that the model starts with.
+        to goes before the one that the model starts with; with other than the published `warmup_epochs`, the entry is
+        the one of that name, as in ``svd-pade, warmup_epochs 2``.
         """
         published = self.runs[0].config.get("published")
         if not isinstance(published, dict):
@@ -176,6 +181,9 @@ class Group:
         settings = _settings(self.runs[0])
         layers = [str(settings[key]) for key in sorted(settings) if key.endswith(LAYER_KEYS)]
         names = [" + ".join([layer, *_treatments(settings)]) for layer in layers]
+        warm_up = next((value for key, value in settings.items() if key.endswith("warmup_epochs")), None)
+        if warm_up is not None and common.pop("warmup_epochs", warm_up) != warm_up:
+            names = [f"{name}, warmup_epochs {warm_up}" for name in names]
         own = [published[name] for name in names if isinstance(published.get(name), dict)]
         return {**common, **(own[-1] if own else {})}
 
@@ -212,8 +220,22 @@ def group_by_experiment(runs: list[Run]) -> list[Group]:
     for run in runs:
         key = repr(sorted(_settings(run).items())) if run.config else str(run.folder)
         groups.setdefault(key, []).append(run)
-    members = list(groups.values())
+    members = [_furthest(runs) if runs[0].config else runs for runs in groups.values()]
     return [Group(label, runs) for label, runs in zip(_labels(members), members, strict=True)]
+
+
+def _furthest(runs: list[Run]) -> list[Run]:
+    """Of the runs of a group one a seed, those that went as far as any: a killed run is no sample of the result."""
+    kept: dict[str, Run] = {}
+    for run in runs:
+        if run.seed not in kept or run.last_step >= kept[run.seed].last_step:
+            kept[run.seed] = run
+    longest = max(run.last_step for run in kept.values())
+    result = [run for run in runs if kept[run.seed] is run and run.last_step == longest]
+    for run in runs:
+        if not any(run is other for other in result):
+            print(f"{run.folder}: left out, another run of the same settings went as far or further", file=sys.stderr)
+    return result
 
 
 def _labels(groups: list[list[Run]]) -> list[str]:

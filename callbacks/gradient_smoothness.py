@@ -24,8 +24,9 @@ class GradientSmoothness(pl.Callback):
     over a batch makes every gradient, and with it beta, smaller by the batch size, and where a ReLU follows on X, its
     kinks make the quotient larger the shorter the step.
 
-    X is the input of the whole pooling layer, before its 1x1 reduction if it has one (in the papers' AlexNet it has
-    none). Rounding adds up to the precision of the network over eta: about 1e-7 / eta in float32, 1e-2 / eta in bf16.
+    By default X is what the covariance is taken of, behind the 1x1 reduction of the pooling where there is one, so that
+    beta is that of the meta-layer and the classifier. Rounding adds up to the precision of the network over eta: about
+    1e-7 / eta in float32, 1e-2 / eta in bf16.
 
     It is evaluated before the step, at the training batch, and does not touch the training: parameters, gradients,
     buffers, counters and random numbers stay as they are, bit by bit (`callbacks.probe`). It costs one pass through
@@ -34,7 +35,8 @@ class GradientSmoothness(pl.Callback):
     Args:
         every_n_steps: optimizer steps between two measurements.
         step_lengths: the multiples eta of the gradient.
-        layer: name of the layer whose input is moved, such as pooling or backbone.bn1.
+        layer: name of the layer whose input is moved, such as backbone.bn1; null: what the pooling takes the
+            covariance of, or the average.
 
     Raises:
         ValueError: for numbers that are not positive, and at the start for a layer that the network does not have.
@@ -44,18 +46,24 @@ class GradientSmoothness(pl.Callback):
         self,
         every_n_steps: int = 500,
         step_lengths: Sequence[float] = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 75.0),
-        layer: str = "pooling",
+        layer: str | None = None,
     ) -> None:
         probe.check_steps("GradientSmoothness", every_n_steps, step_lengths)
         self.every_n_steps, self.step_lengths, self.layer = every_n_steps, tuple(step_lengths), layer
+        self._place: tuple[str, probe.Place] = ("pooling", "input")
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        probe.check_module("GradientSmoothness", pl_module, self.layer)
+        reduced = getattr(getattr(pl_module, "pooling", None), "reduction", None) is not None
+        if self.layer is not None:
+            self._place = (self.layer, "input")
+        elif reduced:
+            self._place = ("pooling.reduction", "output")
+        probe.check_module("GradientSmoothness", pl_module, self._place[0])
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         if not probe.is_due(trainer, batch_idx, self.every_n_steps):
             return
-        found = probe.along_gradient(trainer, pl_module, batch, self.layer, "input", self.step_lengths)
+        found = probe.along_gradient(trainer, pl_module, batch, *self._place, self.step_lengths)
         probe.log(trainer, {"smoothness/beta": (found.gradient_changes / found.distances).max()})

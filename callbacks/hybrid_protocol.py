@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.utilities import rank_zero_info
+from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 
 from callbacks.last_decay import last_decay
 
@@ -24,17 +24,19 @@ class HybridProtocol(pl.Callback):
     in training, where the accurate square root pays (Song et al., ICCV 2021, sec. 3.4, appendix D and table 11).
 
     The switch is made at the start of an epoch, so a checkpoint names the layer that its weights were trained with.
-    A resumed run goes on in the stage it was in. A switch that has been made stands, also when the run is resumed
-    with other ``max_epochs`` or options; one that has not is planned anew, and is made at once if its epoch is past.
+    A resumed run goes on in the stage it was in. A switch that has been made stands, with its layer and epochs, also
+    when the run is resumed with other ``max_epochs`` or options; one that has not is planned anew, and is made at once
+    if its epoch is past.
     ``fast_dev_run`` stays in stage 0. Only training is touched: validate, test and predict use the model as it is.
 
-    Logs ``hybrid/stage`` (0, 1 or 2) for each epoch.
+    Logs ``hybrid/stage`` (0, 1 or 2) when a stage begins and at the end of each epoch.
 
     Args:
         svd_layer: meta-layer from the switch on; any of the model's that pools to the same shape.
         svd_options: its options, such as {pade_degree: 50}.
         warmup_epochs: epochs with it before the last decay; the paper takes 1 for AlexNet and 2 for ResNet.
-        switch_epoch: first epoch with it, counted from 0; null: ``warmup_epochs`` before the last decay.
+        switch_epoch: first epoch with it, counted from 0; null: ``warmup_epochs`` before the last decay. Stage 2 then
+            begins at the last decay, or after ``warmup_epochs`` where there is none behind the switch.
 
     Raises:
         ValueError: before the first batch: for a model without that meta-layer or with wrong options of it, for a
@@ -57,7 +59,7 @@ class HybridProtocol(pl.Callback):
         self.warmup_epochs, self.switch_epoch = warmup_epochs, switch_epoch
         self.first: Layer | None = None
         self.stage: int | None = None
-        self._switch = 0
+        self._switch = self._decay = 0
         self._announced: int | None = None
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -71,11 +73,14 @@ class HybridProtocol(pl.Callback):
             self.first = here
         self._try_svd_layer(pl_module, here)
         if not self.stage:
-            self._switch = self._plan(trainer)
+            self._switch, self._decay = self._plan(trainer)
+        if self.first == self.svd:
+            rank_zero_warn(f"HybridProtocol: the model starts with {self.svd[0]} already, nothing will be switched")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not self.stage:
             self._switch = max(self._switch, trainer.current_epoch)
+            self._decay = max(self._switch, self._decay)
         self._enter_epoch(trainer, pl_module)  # a run resumed inside an epoch does not start that epoch again
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -88,23 +93,33 @@ class HybridProtocol(pl.Callback):
         if self.stage is None or self.first is None:
             return {}
         name, options = self.first
-        return {"stage": self.stage, "switch_epoch": self._switch, "first_layer": name, "first_options": options}
+        state = {"stage": self.stage, "switch_epoch": self._switch, "decay_epoch": self._decay}
+        layers = {"first_layer": name, "first_options": options, "svd_layer": self.svd[0], "svd_options": self.svd[1]}
+        return state | layers
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.stage, self._switch = state_dict["stage"], state_dict["switch_epoch"]
+        self.stage, self._switch, self._decay = (state_dict[key] for key in ("stage", "switch_epoch", "decay_epoch"))
         self.first = (state_dict["first_layer"], state_dict["first_options"])
+        stored = (state_dict["svd_layer"], state_dict["svd_options"])
+        if self.stage and stored != self.svd:
+            rank_zero_info(f"HybridProtocol: the run has switched to {stored[0]} already, and goes on with it")
+            self.svd = stored
 
-    def _plan(self, trainer: pl.Trainer) -> int:
-        """The first epoch with the SVD layer."""
+    def _plan(self, trainer: pl.Trainer) -> tuple[int, int]:
+        """The first epoch with the SVD layer, and the first behind the last decay."""
         epochs = trainer.max_epochs if trainer.max_epochs is not None else -1
         if trainer.fast_dev_run:
-            return epochs
+            return epochs, epochs
         if self.switch_epoch is not None:
             if 0 <= epochs <= self.switch_epoch:
                 raise ValueError(
                     f"HybridProtocol: switch_epoch {self.switch_epoch} is not reached, the epochs are 0 to {epochs - 1}"
                 )
-            return self.switch_epoch
+            try:
+                decay = last_decay(trainer)[1]
+            except ValueError:
+                decay = -1
+            return self.switch_epoch, decay if decay >= self.switch_epoch else self.switch_epoch + self.warmup_epochs
         try:
             start, decay = last_decay(trainer)
         except ValueError as error:
@@ -114,7 +129,7 @@ class HybridProtocol(pl.Callback):
                 f"HybridProtocol: warmup_epochs {self.warmup_epochs} is longer than the stage before the last decay, "
                 f"epochs {start} to {decay - 1}: give at most {decay - start}, or switch_epoch"
             )
-        return decay - self.warmup_epochs
+        return decay - self.warmup_epochs, decay
 
     def _try_svd_layer(self, model: Any, here: Layer) -> None:
         """Switch to and fro, so that what is wrong with the SVD layer is told before the first batch."""
@@ -126,12 +141,14 @@ class HybridProtocol(pl.Callback):
 
     def _enter_epoch(self, trainer: pl.Trainer, model: Any) -> None:
         assert self.first is not None
-        epoch, decay = trainer.current_epoch, self._switch + self.warmup_epochs
-        self.stage = NEWTON_SCHULZ if epoch < self._switch else WARM_UP if epoch < decay else SVD
+        epoch = trainer.current_epoch
+        self.stage = NEWTON_SCHULZ if epoch < self._switch else WARM_UP if epoch < self._decay else SVD
         layer = self.first if self.stage == NEWTON_SCHULZ else self.svd
         _use(model, layer)
         if self.stage != self._announced:
             self._announced = self.stage
+            for logger in trainer.loggers:
+                logger.log_metrics({"hybrid/stage": float(self.stage)}, step=trainer.global_step)
             ahead = f"; {self.svd[0]} from epoch {self._switch} on" if self.stage == NEWTON_SCHULZ else ""
             rank_zero_info(
                 f"hybrid protocol, epoch {epoch}: stage {self.stage} ({STAGES[self.stage]}) with {layer[0]}{ahead}"

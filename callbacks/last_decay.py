@@ -7,7 +7,7 @@ import warnings
 
 import pytorch_lightning as pl
 import torch
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, MultiStepLR, StepLR
 
 GIVE = "give switch_epoch"
 
@@ -16,8 +16,8 @@ def last_decay(trainer: pl.Trainer) -> tuple[int, int]:
     """The epoch of the last decay inside ``max_epochs``, and before it the first epoch of the stage at the old rate.
 
     The schedule of the run, whichever it is, is stepped through all epochs on a copy. Its last fall must be a step:
-    one that follows two or more epochs at the same rate. In a schedule that falls smoothly (cosine, exponential) there
-    is no stage "before the last decay", and we do not guess one.
+    one of torch's step schedules, or one that follows two or more epochs at the same rate. In a schedule that falls
+    smoothly (cosine, exponential) there is no stage "before the last decay", and we do not guess one.
 
     Returns:
         start of the stage before the last decay, epoch of the last decay.
@@ -34,7 +34,7 @@ def last_decay(trainer: pl.Trainer) -> tuple[int, int]:
     decay = start = falls[-1]
     while start > 0 and rates[start - 1] == rates[decay - 1]:
         start -= 1
-    if decay - start < 2:
+    if decay - start < 2 and not isinstance(_scheduler(trainer), MultiStepLR | StepLR):
         raise ValueError(
             f"{name} does not decay in steps: its last fall in {epochs} epochs, at epoch {decay}, "
             f"does not follow two epochs at one rate: {GIVE}"

@@ -127,7 +127,7 @@ class SVDFailureCounter(pl.Callback):
             f"eigendecompositions that failed in training: {training.failures}",
             f"{training.not_converged} not converged, {training.silently_wrong} silently wrong",
             f"{training.solved_on_cpu} solved on the CPU, {training.solved_by_iteration} by iteration",
-            f"{training.calls} batches decomposed",
+            f"{training.calls} batches decomposed, of all processes",
             f"in validation: {validation.failures}",
         ]
         return "; ".join(parts + ([f"by layer: {', '.join(layers)}"] if len(layers) > 1 else []))

@@ -6,8 +6,9 @@
 #
 # JOBS=2 lets two runs go on side by side. Runs that are there already are not made again.
 set -euo pipefail
+case "${1:-}" in gcp | decorrelation) ;; *) echo "error: run.sh ${1:-}: there are two studies, gcp and decorrelation" >&2 && exit 2 ;; esac
 cd "$(dirname "$0")/../.."
-export STUDY="${1:?gcp or decorrelation}" OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+export STUDY="$1" OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 FOLDER="runs/study_$STUDY"
 
 run() { # GROUP SEED FLAG...

@@ -87,8 +87,8 @@ def test_layers_and_stages_of_an_unfinished_run(tmp_path):
 
 def test_the_hybrid_stages_are_marked(tmp_path):
     _, draw = FIGURES["errors"]
-    left, right = draw(groups(trained(tmp_path / "a"), trained(tmp_path / "b", 1))).axes
-    for axes in (left, right):
+    training, left, right = draw(groups(trained(tmp_path / "a"), trained(tmp_path / "b", 1))).axes
+    for axes in (training, left, right):
         assert [line.get_xdata()[0] for line in axes.lines if len(set(line.get_xdata())) == 1] == [1, 2]
         assert [text.get_text() for text in axes.texts] == ["warm-up", "SVD"]
     assert left.lines[2].get_xdata().tolist() == [1, 2, 3]  # the mean of both seeds
@@ -198,12 +198,12 @@ def test_output_that_cannot_be_written(tmp_path, capsys):
     (tmp_path / "file").touch()
     with pytest.raises(SystemExit):
         report.main([str(trained(tmp_path / "run")), "--output", str(tmp_path / "file")])
-    assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'file'}: File exists")
+    assert capsys.readouterr().err.startswith(f"error: --output {tmp_path / 'file'} cannot be made (File exists)")
 
 
 def test_an_empty_version_is_left_out_and_named(tmp_path, capsys):
     trained(tmp_path / "version_10")
-    trained(tmp_path / "version_9")
+    trained(tmp_path / "version_9", 1)
     write(tmp_path / "version_11", {})
     report.main([str(tmp_path), str(tmp_path / "version_9"), "--output", str(tmp_path / "out")])
     assert capsys.readouterr().err == f"{tmp_path / 'version_11'}: its event files hold no scalar, left out\n"
@@ -248,3 +248,28 @@ def test_a_real_run(main, demo, tmp_path, capsys):
     # for the report only: checkpoints do not know of it
     for checkpoint in Path("runs/demo/version_0/checkpoints").iterdir():
         assert b"published" not in checkpoint.read_bytes()
+
+
+def test_a_killed_run_is_no_sample(tmp_path, capsys):
+    """Of one seed the run that went further counts, and a seed that was killed does not."""
+    runs = [trained(tmp_path / "version_0"), trained(tmp_path / "version_1"), trained(tmp_path / "version_2", 1)]
+    write(tmp_path / "version_3", {"val/top1": {1: 0.1}, "train/top1": {1: 0.1}, "epoch": {1: 0}})
+    killed = yaml.safe_load((runs[0] / "config.yaml").read_text())
+    (tmp_path / "version_3/config.yaml").write_text(yaml.safe_dump({**killed, "seed_everything": 7}))
+    (group,) = groups(tmp_path)
+    assert [run.folder.name for run in group.runs] == ["version_1", "version_2"]
+    left_out = capsys.readouterr().err.splitlines()
+    assert [Path(line.partition(":")[0]).name for line in left_out] == ["version_0", "version_3"]
+
+
+@pytest.mark.parametrize(("warm_up", "expected"), [(1, "47.76"), (2, "47.7"), (3, "")])
+def test_published_by_warm_up(warm_up, expected, tmp_path):
+    numbers = {
+        "table": "table 2",
+        "warmup_epochs": 1,
+        "svd-pade": {"top1_error": 47.76},
+        "svd-pade, warmup_epochs 2": {"top1_error": 47.70},
+    }
+    callback = {"class_path": "HybridProtocol", "init_args": {"svd_layer": "svd-pade", "warmup_epochs": warm_up}}
+    (group,) = groups(trained(tmp_path, meta_layer="isqrt-cov", trainer={"callbacks": [callback]}, published=numbers))
+    assert str(group.published.get("top1_error", "")) == expected

@@ -57,7 +57,7 @@ def test_totals_of_the_run(steps, fault, totals, tmp_path, scalars, caplog):
     assert line == (
         f"eigendecompositions that failed in training: {last}; {expected['not_converged'][1]} not converged, "
         f"{expected['silently_wrong'][1]} silently wrong; {expected['solved_on_cpu'][1]} solved on the CPU, "
-        f"{expected['solved_by_iteration'][1]} by iteration; 12 batches decomposed; in validation: 0"
+        f"{expected['solved_by_iteration'][1]} by iteration; 12 batches decomposed, of all processes; in validation: 0"
     )
 
 
