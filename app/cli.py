@@ -22,7 +22,7 @@ import datamodules  # noqa: F401
 from app.backbones import BACKBONES
 from app.checkpoints import read_checkpoint
 from app.errors import describe, fail, one_line, print_newline_after_progress_bar, wants_traceback
-from app.processes import SameCheckpoint
+from app.processes import SameCheckpoint, leave_process_group
 
 OPTIONS_OF = {"meta_layer": "meta_options", "decorrelation": "decorrelation_options"}
 """Arguments of the model whose options belong to them."""
@@ -183,6 +183,7 @@ def main(cli: type[CLI] = CLI) -> None:
             parser_class=Parser,
             auto_configure_optimizers=False,
         )
+        leave_process_group()
     except SIGTERMException:
         print("stopped by SIGTERM: --ckpt_path last goes on after the last finished epoch", file=sys.stderr)
         sys.exit(128 + signal.SIGTERM)

@@ -1,8 +1,9 @@
-"""What several processes must agree on before they train together."""
+"""Several processes: what they must agree on before they train together, and how they part."""
 
 from __future__ import annotations
 
 import pytorch_lightning as pl
+import torch.distributed
 
 
 class SameCheckpoint(pl.Callback):
@@ -21,6 +22,16 @@ class SameCheckpoint(pl.Callback):
         first = trainer.strategy.broadcast(own)
         if not trainer.strategy.reduce_boolean_decision(own == first):
             raise ValueError(
-                f"the processes found different checkpoints (the first: {first}, process {trainer.global_rank}: {own}): "
+                f"the processes found different checkpoints (the first {first}, process {trainer.global_rank} {own}): "
                 "logger.save_dir must be on a file system that all nodes share"
             )
+
+
+def leave_process_group() -> None:
+    """End the communication of a run that went well.
+
+    Lightning 2.6 does so for NCCL only; a process that ends with gloo's threads alive may be aborted on its way out,
+    which torchrun and SLURM take for a failed run.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

@@ -31,12 +31,16 @@ agent() {
     host=$1
     shift
     [ -n "$LOOPBACK" ] || in="ip netns exec host$host"
-    $in "$python" -m torch.distributed.run --nnodes 2 --node_rank "$host" --nproc_per_node 1 \
+    exec $in "$python" -m torch.distributed.run --nnodes 2 --node_rank "$host" --nproc_per_node 1 \
         --master_addr $first --master_port "${PORT:-29477}" "$@" >"host$host.log" 2>&1
 }
 
 agent 0 "$@" &
-other=$!
-agent 1 "$@"
-second=$?
-wait $other && exit $second
+zero=$!
+agent 1 "$@" &
+one=$!
+trap 'kill $zero $one' TERM
+wait $one
+status=$?
+[ $status = 0 ] || kill $zero # it would wait five minutes for the other agent
+wait $zero && exit $status
