@@ -14,7 +14,8 @@ from tests.conftest import ROOT
 
 SCRIPT = ROOT / "tests" / "cluster" / "two_hosts.sh"
 NAMESPACES = ["unshare", "--map-root-user", "--net", "--mount"]
-SPREAD = {"num_nodes": 2, "devices": 1, "strategy": "ddp", "accelerator": "cpu", "enable_progress_bar": "false",
+SPREAD = {"num_nodes": 2, "devices": 1, "strategy": "DDPStrategy",
+    "strategy.timeout": "0:02:00", "accelerator": "cpu", "enable_progress_bar": "false",
           "limit_train_batches": 3, "limit_val_batches": 2, "log_every_n_steps": 1}  # fmt: skip
 HYBRID = ("--trainer.callbacks+=HybridProtocol", "--trainer.callbacks.switch_epoch", "1")
 
