@@ -14,7 +14,7 @@ from torch import nn
 
 from app.backbones import Backbone
 from app.layers import treat_weight
-from app.processes import SameCheckpoint
+from app.processes import SameCheckpoint, leave_process_group
 from callbacks import (
     ConditionNumberMonitor,
     HybridProtocol,
@@ -118,6 +118,7 @@ def main(folder):
     rank = torch.distributed.get_rank()
     results["different checkpoints"] = resume_differently(folder, rank)
     torch.save(results, folder / f"rank{rank}.pt")
+    leave_process_group()
 
 
 if __name__ == "__main__":

@@ -67,7 +67,6 @@ def test_requeued(job, scalars, caplog, last):
     started_from = "checkpoints/last.ckpt" if last else "hpc_ckpt_1.ckpt"
     assert f"Restoring states from the checkpoint path at {folder / started_from}" in caplog.text
     assert runs() == ["version_12", "version_4711"]
-    print("STEPS", scalars(folder)["train/loss"])
     if last:  # from inside an epoch, Lightning 2.6 counts the steps of the logs one further
         assert {step for step, _ in scalars(folder)["train/loss"]} == set(range(9))
     checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
