@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.plugins.environments import SLURMEnvironment
 from pytorch_lightning.utilities import rank_zero_info
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
@@ -21,6 +22,7 @@ import datamodules  # noqa: F401
 from app.backbones import BACKBONES
 from app.checkpoints import read_checkpoint
 from app.errors import describe, fail, one_line, print_newline_after_progress_bar, wants_traceback
+from app.processes import SameCheckpoint, leave_process_group
 
 OPTIONS_OF = {"meta_layer": "meta_options", "decorrelation": "decorrelation_options"}
 """Arguments of the model whose options belong to them."""
@@ -71,6 +73,8 @@ class CLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Find the checkpoint, and settle the model between the checkpoint and the command line."""
         options = self.config[self.config["subcommand"]]
+        if self.config["subcommand"] == "fit":
+            _stay_in_folder_of_job(options)
         if options.get("ckpt_path") in ("last", "best"):
             options["ckpt_path"] = self._find(options["ckpt_path"], options)
         path = options.get("ckpt_path")
@@ -84,9 +88,9 @@ class CLI(LightningCLI):
         self._take_hyperparameters(_read_checkpoint(path), options, path)
 
     def _find(self, which: str, options: Any) -> str | None:
-        """The newest ``last`` or ``best`` checkpoint of all versions of this run."""
-        run, fitting = _run_folder(options), self.config["subcommand"] == "fit"
-        versions = "version_*/" if _logger_arguments(options) else ""
+        """The newest ``last`` or ``best`` checkpoint of this run: of the version that is given, else of all."""
+        run, fitting, logger = _run_folder(options), self.config["subcommand"] == "fit", _logger_arguments(options)
+        versions = f"{_version_folder(logger['version']) or 'version_*'}/" if logger else ""
         found = sorted(run.glob(f"{versions}checkpoints/{which}.ckpt"), key=lambda path: path.stat().st_mtime)
         if found:
             if fitting and which == "last" and versions:
@@ -94,7 +98,7 @@ class CLI(LightningCLI):
             return str(found[-1])
         if not fitting:
             raise FileNotFoundError(f"--ckpt_path {which}: no checkpoint below {run}")
-        rank_zero_info(f"no checkpoint below {run} yet: starting from the beginning")
+        rank_zero_info(f"no checkpoint below {run / versions} yet: starting from the beginning")
         return None
 
     def _take_hyperparameters(self, checkpoint: dict[str, Any], options: Any, path: str) -> None:
@@ -120,7 +124,7 @@ class CLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         options = self.config[self.subcommand]
         if not options["trainer.logger"]:  # Lightning refuses the learning-rate monitor without one
-            self.trainer_defaults["callbacks"] = [_last_checkpoint()]
+            self.trainer_defaults["callbacks"] = [_last_checkpoint(), SameCheckpoint()]
         self.save_config_kwargs = {"overwrite": True}  # a requeued job starts in the folder of its run
         if self.subcommand == "fit":
             return
@@ -173,12 +177,13 @@ def main(cli: type[CLI] = CLI) -> None:
                     "init_args": {"save_dir": "runs", "name": "run", "default_hp_metric": False},
                 },
                 # save_last of the callback above writes only when the monitored value improves
-                "callbacks": [LearningRateMonitor(), _last_checkpoint()],
+                "callbacks": [LearningRateMonitor(), _last_checkpoint(), SameCheckpoint()],
             },
             seed_everything_default=0,
             parser_class=Parser,
             auto_configure_optimizers=False,
         )
+        leave_process_group()
     except SIGTERMException:
         print("stopped by SIGTERM: --ckpt_path last goes on after the last finished epoch", file=sys.stderr)
         sys.exit(128 + signal.SIGTERM)
@@ -205,6 +210,26 @@ def _run_folder(options: Any) -> Path:
     if arguments is None:
         return Path(options["trainer"].get("default_root_dir") or ".")
     return Path(arguments["save_dir"], arguments["name"] or "")
+
+
+def _stay_in_folder_of_job(options: Any) -> None:
+    """A SLURM job that is requeued goes on in its folder, ``version_JOBID``, and looks for checkpoints only there.
+
+    Lightning would look for what a requeue left in the working directory, where every job leaves it.
+    """
+    logger = _logger_arguments(options)
+    job = SLURMEnvironment.job_id() if logger is not None and SLURMEnvironment.detect() else None
+    if job is None:
+        return
+    if logger["version"] is None:
+        logger["version"] = job
+    if options["trainer"].get("default_root_dir") is None:
+        options["trainer"]["default_root_dir"] = str(_run_folder(options) / _version_folder(logger["version"]))
+
+
+def _version_folder(version: int | str | None) -> str:
+    """The name of the folder in which a logger keeps a version."""
+    return f"version_{version}" if isinstance(version, int) else version or ""
 
 
 def _version(folder: Path) -> int | str:

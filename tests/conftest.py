@@ -45,3 +45,17 @@ def train():
         return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def scalars():
+    """The scalars of an event file: tag -> [(step, value), ...]."""
+
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    def read(folder):
+        events = EventAccumulator(str(folder))
+        events.Reload()
+        return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+    return read

@@ -1,22 +1,9 @@
 import pytest
 import pytorch_lightning as pl
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import DataLoader, TensorDataset
 
 from app.classifier import Classifier
-
-
-@pytest.fixture(scope="session")
-def scalars():
-    """The scalars of an event file: tag -> [(step, value), ...]."""
-
-    def read(folder):
-        events = EventAccumulator(str(folder))
-        events.Reload()
-        return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
-
-    return read
 
 
 class Recorder(pl.Callback):

@@ -66,6 +66,7 @@ def test_two_processes_train_as_one(tmp_path):
     end = (
         "model, metrics = run(2)\n"
         "torch.save([model.state_dict(), metrics['olr/learning_rate']], sys.argv[1] + f'/{model.global_rank}.pt')\n"
+        "torch.distributed.destroy_process_group()\n"
     )
     (tmp_path / "script.py").write_text(code + end)
     command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path)]

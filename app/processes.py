@@ -1,0 +1,37 @@
+"""Several processes: what they must agree on before they train together, and how they part."""
+
+from __future__ import annotations
+
+import pytorch_lightning as pl
+import torch.distributed
+
+
+class SameCheckpoint(pl.Callback):
+    """Stops a run whose processes go on from different checkpoints.
+
+    Each process looks for ``--ckpt_path last`` by itself, as it builds its model from what it finds. Without a common
+    file system, or where a node's view of it lags behind, one would resume and another start anew, and nothing else
+    would tell: they would go on with the weights of the first and their own epochs, layers and optimizer states.
+
+    Raises:
+        ValueError: on every process, before the first batch.
+    """
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        own = None if trainer.ckpt_path is None else str(trainer.ckpt_path)
+        first = trainer.strategy.broadcast(own)
+        if not trainer.strategy.reduce_boolean_decision(own == first):
+            raise ValueError(
+                f"the processes found different checkpoints (the first {first}, process {trainer.global_rank} {own}): "
+                "logger.save_dir must be on a file system that all nodes share"
+            )
+
+
+def leave_process_group() -> None:
+    """End the communication of a run that went well.
+
+    Lightning 2.6 does so for NCCL only; a process that ends with gloo's threads alive may be aborted on its way out,
+    which torchrun and SLURM take for a failed run.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
