@@ -1,7 +1,6 @@
 """Callbacks that make things go wrong in a real run: by class path on the command line."""
 
 import os
-import signal
 
 import pytorch_lightning as pl
 import torch
