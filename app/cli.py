@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -35,6 +36,9 @@ ARCHITECTURE = {"backbone", "dim", "spectral_dtype", "downsampling", "stem", *OP
 
 WEIGHTS = {"weights", "init_from"}
 """Arguments of the model that say where its weights come from."""
+
+PATIENCE = 5.0
+"""Seconds that the processes of a failed run have to end."""
 
 UNREADABLE_IMAGES = 3
 """Exit status of a prediction that went through, but could not read some of the images."""
@@ -148,6 +152,13 @@ class CLI(LightningCLI):
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         return trainer
 
+    def _run_subcommand(self, subcommand: str) -> None:
+        try:
+            super()._run_subcommand(subcommand)
+        except BaseException:
+            _end_processes(self.trainer)
+            raise
+
     def after_fit(self) -> None:
         """The last line: how good, and where."""
         log_dir = self.trainer.log_dir  # a broadcast: every process takes part
@@ -203,7 +214,7 @@ def main(cli: type[CLI] = CLI) -> None:
         sys.exit(128 + signal.SIGTERM)
     except callbacks.StoppedBySignal as stop:
         name = signal.Signals(stop.number).name
-        print(f"stopped by {name}: --ckpt_path last goes on where the run was saved", file=sys.stderr)
+        rank_zero_info(f"stopped by {name}: --ckpt_path last goes on where the run was saved")
         raise
     except SystemExit as end:
         if isinstance(end.__context__, KeyboardInterrupt):
@@ -215,6 +226,15 @@ def main(cli: type[CLI] = CLI) -> None:
             raise
         print_newline_after_progress_bar(error)
         fail(describe(error))
+
+
+def _end_processes(trainer: pl.Trainer) -> None:
+    """Let the processes that this one started say what is wrong, and end those that hang."""
+    for process in getattr(trainer.strategy.launcher, "procs", ()):
+        try:
+            process.wait(timeout=PATIENCE)
+        except subprocess.TimeoutExpired:
+            process.kill()
 
 
 def _run_folder(options: Any) -> Path:

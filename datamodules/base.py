@@ -64,6 +64,8 @@ class ImageDataModule(pl.LightningDataModule):
             raise ValueError(f"the training set has {images} images, fewer than data.batch_size {self.batch_size}")
         seed = self._resumed.get("seed", _seed())
         order = EpochOrder(self.train_set, self._processes, self._rank, seed)
+        if self.trainer is not None:  # loader processes begin before Lightning tells the epoch
+            order.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)
         if self._resumed:
             order.skipped_epoch = self._resumed["epoch"]
             order.skipped = self._resumed["batches"] * self.batch_size // self._processes
@@ -87,6 +89,8 @@ class ImageDataModule(pl.LightningDataModule):
         Raises:
             ValueError: if that is inside an epoch, and the batch size is another one.
         """
+        if not self.trainer.training:  # type: ignore[union-attr]
+            return
         size = state_dict["batch_size"]
         if not state_dict["epoch_is_complete"] and size != self.batch_size:
             raise ValueError(
