@@ -5,9 +5,11 @@ Shapes: B batch, C channels, H x W pixels, K classes.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any, Literal
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.cli import OptimizerCallable, ReduceLROnPlateau
@@ -53,6 +55,10 @@ class Classifier(pl.LightningModule):
         optimizer: any optimizer of torch; the default is the papers' SGD.
         classifier_learning_rate: learning rate of the linear classifier; null: that of the optimizer.
         lr_scheduler: any schedule of torch, stepped once an epoch; null: the papers' decay by 10 at epochs 30 and 45.
+
+    Attributes:
+        non_finite: a training loss that is not finite is an error here (raise), or left to `NonFinitePolicy`, which
+            stops or skips.
     """
 
     def __init__(
@@ -111,6 +117,7 @@ class Classifier(pl.LightningModule):
                 for stage, ks in (("train_", (1,)), ("val_", (1, 5)), ("test_", (1, 5)))
             }
         )
+        self.non_finite: Literal["raise", "stop", "skip"] = "raise"
         self._random_layers: list[str] = []
         if init_from is not None:
             self._initialise(init_from, init_from_required)
@@ -190,12 +197,23 @@ class Classifier(pl.LightningModule):
 
     def _step(self, batch: tuple[Tensor, Tensor], batch_index: int, stage: str) -> Tensor:
         _, labels = batch
-        loss, logits = self.loss(batch)
         in_training = stage == "train"
+        try:
+            loss, logits = self.loss(batch)
+        except FloatingPointError as error:  # a layer refuses features that are not finite
+            if not (in_training and self.non_finite == "skip"):
+                raise FloatingPointError(
+                    f"{stage} step {self.global_step}, rank {self.global_rank}: {error}"
+                ) from error
+            loss, logits = self._loss_of_nothing(), torch.zeros(len(labels), self.num_classes, device=self.device)
         # reading a number back waits for the device: do so no more often than logging does
-        if batch_index % (self.trainer.log_every_n_steps or 1) == 0 and not loss.isfinite():
+        look = batch_index % (self.trainer.log_every_n_steps or 1) == 0 and not (
+            in_training and self.non_finite != "raise"
+        )
+        if look and not loss.isfinite():
             raise FloatingPointError(
-                f"{stage}/loss is {loss.item()} at step {self.global_step}: lower the learning rate or check the images"
+                f"{stage}/loss is {loss.item()} at step {self.global_step}, rank {self.global_rank}: "
+                "lower the learning rate or check the images"
             )
         # the same keys on every rank, or processes wait for each other
         self.log(
@@ -212,6 +230,16 @@ class Classifier(pl.LightningModule):
             metric(logits, labels)
             self.log(f"{stage}/{name}", metric, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(labels))
         return loss
+
+    def _loss_of_nothing(self) -> Tensor:
+        """Not a number, and so are its gradients: this process goes through the backward pass with the others."""
+        zero = sum((parameter.sum() * 0 for parameter in self.parameters() if parameter.requires_grad), torch.zeros(()))
+        return zero * torch.nan
+
+    def on_train_batch_start(self, batch: Any, batch_index: int) -> None:
+        """Dropout, where a network has it, draws the same numbers in a resumed run as in an uninterrupted one."""
+        numbers = [int(os.environ.get("PL_GLOBAL_SEED", 0)), self.trainer.current_epoch, batch_index, self.global_rank]
+        torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
 
     def configure_optimizers(self) -> dict[str, Any]:
         classifier = list(self.classifier.parameters())

@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import re
 import signal
+import subprocess
 import sys
 import warnings
 from pathlib import Path
 from typing import Any, NoReturn
 
+import pytorch_lightning as pl
 from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.plugins.environments import SLURMEnvironment
+from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities import rank_zero_info
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
@@ -20,6 +23,7 @@ import app.classifier  # noqa: F401 - importing makes the classes known by their
 import callbacks
 import datamodules  # noqa: F401
 from app.backbones import BACKBONES
+from app.checkpoint_io import AtomicCheckpointIO
 from app.checkpoints import read_checkpoint
 from app.errors import describe, fail, one_line, print_newline_after_progress_bar, wants_traceback
 from app.processes import SameCheckpoint, leave_process_group
@@ -32,6 +36,9 @@ ARCHITECTURE = {"backbone", "dim", "spectral_dtype", "downsampling", "stem", *OP
 
 WEIGHTS = {"weights", "init_from"}
 """Arguments of the model that say where its weights come from."""
+
+PATIENCE = 5.0
+"""Seconds that the processes of a failed run have to end."""
 
 UNREADABLE_IMAGES = 3
 """Exit status of a prediction that went through, but could not read some of the images."""
@@ -61,6 +68,8 @@ class CLI(LightningCLI):
                 "checkpoint.enable_version_counter": False,
             }
         )
+        parser.add_lightning_class_args(callbacks.LastCheckpoint, "last")
+        parser.add_lightning_class_args(callbacks.NonFinitePolicy, "non_finite")
         parser.add_lightning_class_args(callbacks.PredictionWriter, "predictions")
         parser.add_argument(
             "--published",
@@ -75,6 +84,8 @@ class CLI(LightningCLI):
         options = self.config[self.config["subcommand"]]
         if self.config["subcommand"] == "fit":
             _stay_in_folder_of_job(options)
+            if int(os.environ.get("SLURM_RESTART_COUNT") or 0):  # SLURM started the same command again
+                options["ckpt_path"] = options.get("ckpt_path") or "last"
         if options.get("ckpt_path") in ("last", "best"):
             options["ckpt_path"] = self._find(options["ckpt_path"], options)
         path = options.get("ckpt_path")
@@ -124,7 +135,7 @@ class CLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         options = self.config[self.subcommand]
         if not options["trainer.logger"]:  # Lightning refuses the learning-rate monitor without one
-            self.trainer_defaults["callbacks"] = [_last_checkpoint(), SameCheckpoint()]
+            self.trainer_defaults["callbacks"] = [SameCheckpoint()]
         self.save_config_kwargs = {"overwrite": True}  # a requeued job starts in the folder of its run
         if self.subcommand == "fit":
             return
@@ -134,6 +145,19 @@ class CLI(LightningCLI):
         logger = _logger_arguments(options)
         if logger and folder.name == "checkpoints" and folder.parents[1] == _run_folder(options).resolve():
             logger["version"] = _version(folder.parent)
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        trainer = super().instantiate_trainer(**kwargs)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # the user may have chosen another
+            trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+        return trainer
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        try:
+            super()._run_subcommand(subcommand)
+        except BaseException:
+            _end_processes(self.trainer)
+            raise
 
     def after_fit(self) -> None:
         """The last line: how good, and where."""
@@ -168,6 +192,8 @@ def main(cli: type[CLI] = CLI) -> None:
     # Lightning 2.6 with newer torch: its own use of a deprecated name, and advice that does not hold for data in memory
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    # our data can be gone on with inside an epoch: datamodules/order.py
+    warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
     warnings.formatwarning = lambda message, *_, **__: f"warning: {one_line(str(message))}\n"
     try:
         cli(
@@ -176,8 +202,7 @@ def main(cli: type[CLI] = CLI) -> None:
                     "class_path": "TensorBoardLogger",
                     "init_args": {"save_dir": "runs", "name": "run", "default_hp_metric": False},
                 },
-                # save_last of the callback above writes only when the monitored value improves
-                "callbacks": [LearningRateMonitor(), _last_checkpoint(), SameCheckpoint()],
+                "callbacks": [LearningRateMonitor(), SameCheckpoint()],
             },
             seed_everything_default=0,
             parser_class=Parser,
@@ -185,11 +210,15 @@ def main(cli: type[CLI] = CLI) -> None:
         )
         leave_process_group()
     except SIGTERMException:
-        print("stopped by SIGTERM: --ckpt_path last goes on after the last finished epoch", file=sys.stderr)
+        print("stopped by SIGTERM before the training began", file=sys.stderr)
         sys.exit(128 + signal.SIGTERM)
+    except callbacks.StoppedBySignal as stop:
+        name = signal.Signals(stop.number).name
+        rank_zero_info(f"stopped by {name}: --ckpt_path last goes on where the run was saved")
+        raise
     except SystemExit as end:
         if isinstance(end.__context__, KeyboardInterrupt):
-            print("interrupted: --ckpt_path last goes on after the last finished epoch", file=sys.stderr)
+            print("interrupted: --ckpt_path last goes on after the last save", file=sys.stderr)
             sys.exit(128 + signal.SIGINT)
         raise
     except Exception as error:
@@ -199,9 +228,13 @@ def main(cli: type[CLI] = CLI) -> None:
         fail(describe(error))
 
 
-def _last_checkpoint() -> ModelCheckpoint:
-    """Keeps ``last.ckpt`` of every finished epoch, whatever it scored."""
-    return ModelCheckpoint(filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
+def _end_processes(trainer: pl.Trainer) -> None:
+    """Let the processes that this one started say what is wrong, and end those that hang."""
+    for process in getattr(trainer.strategy.launcher, "procs", ()):
+        try:
+            process.wait(timeout=PATIENCE)
+        except subprocess.TimeoutExpired:
+            process.kill()
 
 
 def _run_folder(options: Any) -> Path:

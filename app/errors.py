@@ -10,8 +10,16 @@ import traceback
 from pathlib import Path
 from typing import NoReturn
 
-FORESEEN = (ValueError, FileNotFoundError, FloatingPointError)
+FORESEEN = (ValueError, OSError, FloatingPointError)
 """Errors whose message says all; of others the kind and the place are told too."""
+
+OUTSIDE = {
+    r"DataLoader worker .* (is killed by signal|exited unexpectedly)": "a loader process was killed: where memory ran "
+    "out, lower data.num_workers or data.batch_size",
+    r"Connection (closed|reset) by peer|Broken pipe|[Tt]imed out|[Tt]imeout": "another process of the run died or "
+    "hangs; its own message, if it had one, is among these lines",
+}
+"""What errors that come from outside mean, by their text."""
 
 
 def wants_traceback() -> bool:
@@ -54,6 +62,9 @@ def describe(error: Exception) -> str:
     message = str(error) or type(error).__name__
     if "loading state_dict" in message:  # the user's mix of files, not an error of the program
         return message
+    for text, meaning in OUTSIDE.items():
+        if isinstance(error, RuntimeError) and re.search(text, message):
+            return f"{meaning} ({message})"
     if isinstance(error, FORESEEN) or type(error).__module__.startswith(("pytorch_lightning", "lightning")):
         return message
     root = Path(__file__).parents[1]

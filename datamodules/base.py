@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from pytorch_lightning.overrides.distributed import UnrepeatedDistributedSampler
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from datamodules.order import Augmented, EpochOrder
+
 UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
 """What Pillow raises for a file that it cannot decode."""
 
@@ -22,11 +25,20 @@ class ImageDataModule(pl.LightningDataModule):
 
     A subclass sets `class_names`, `train_set`, `val_set` and `test_set` in `setup`, and defines `evaluate_transform`.
 
+    Order and augmentation of the training images depend on ``seed_everything`` and the epoch only (`EpochOrder`). A
+    checkpoint says how far into its epoch the run was: resumed, the run goes on with the next image, repeats none and
+    leaves none out, also on another number of processes.
+
     Args:
         batch_size: images per step over all processes together; each process takes its share.
         num_workers: loader processes per training process.
         predict_folder: folder of images for `predict`, searched recursively.
+
+    Attributes:
+        resumes_inside_epochs: whether a checkpoint from the middle of an epoch can be gone on with.
     """
+
+    resumes_inside_epochs = True
 
     class_names: list[str]
     train_set: Dataset[Any]
@@ -40,6 +52,7 @@ class ImageDataModule(pl.LightningDataModule):
         if num_workers < 0:
             raise ValueError(f"data.num_workers must not be negative, got {num_workers}")
         self.batch_size, self.num_workers, self.predict_folder = batch_size, num_workers, predict_folder
+        self._resumed: dict[str, int] = {}
 
     def evaluate_transform(self, image: Image.Image) -> Tensor:
         """An image as the network sees it in validation, ``(3, H, W)``."""
@@ -49,7 +62,42 @@ class ImageDataModule(pl.LightningDataModule):
         images = len(self.train_set)  # type: ignore[arg-type]
         if images < self.batch_size:
             raise ValueError(f"the training set has {images} images, fewer than data.batch_size {self.batch_size}")
-        return self._loader(self.train_set, shuffle=True, drop_last=True)
+        seed = self._resumed.get("seed", _seed())
+        order = EpochOrder(self.train_set, self._processes, self._rank, seed)
+        if self.trainer is not None:  # loader processes begin before Lightning tells the epoch
+            order.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)
+        if self._resumed:
+            order.skipped_epoch = self._resumed["epoch"]
+            order.skipped = self._resumed["batches"] * self.batch_size // self._processes
+        return self._loader(self.train_set, sampler=order, drop_last=True)
+
+    def state_dict(self) -> dict[str, int]:
+        """How far into which epoch the training is."""
+        loop = self.trainer.fit_loop  # type: ignore[union-attr]
+        batches = loop.epoch_loop.batch_progress.current.processed
+        return {
+            "seed": self._resumed.get("seed", _seed()),
+            "epoch": self.trainer.current_epoch,  # type: ignore[union-attr]
+            "batches": batches,
+            "batch_size": self.batch_size,
+            "epoch_is_complete": int(batches >= loop.max_batches),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Go on where a checkpoint was written.
+
+        Raises:
+            ValueError: if that is inside an epoch, and the batch size is another one.
+        """
+        if not self.trainer.training:  # type: ignore[union-attr]
+            return
+        size = state_dict["batch_size"]
+        if not state_dict["epoch_is_complete"] and size != self.batch_size:
+            raise ValueError(
+                f"data.batch_size is {self.batch_size}, and {size} in the checkpoint, which is from the middle of an "
+                f"epoch: go on with {size}, or from a checkpoint of the end of an epoch"
+            )
+        self._resumed = state_dict
 
     def val_dataloader(self) -> DataLoader[Any]:
         return self._evaluation_loader(self.val_set)
@@ -70,15 +118,14 @@ class ImageDataModule(pl.LightningDataModule):
         if images < processes:
             # a process without a batch would leave the others waiting
             raise ValueError(f"the evaluation set has {images} images, fewer than the {processes} processes")
-        rank = self.trainer.global_rank  # type: ignore[union-attr]
-        sampler = UnrepeatedDistributedSampler(dataset, num_replicas=processes, rank=rank, shuffle=False)
+        sampler = UnrepeatedDistributedSampler(dataset, num_replicas=processes, rank=self._rank, shuffle=False)
         return self._loader(dataset, sampler=sampler)
 
     def _loader(self, dataset: Dataset[Any], **options: Any) -> DataLoader[Any]:
         if self.batch_size % self._processes:
             raise ValueError(f"data.batch_size {self.batch_size} does not divide among {self._processes} processes")
         return DataLoader(
-            dataset,
+            Augmented(dataset) if isinstance(options.get("sampler"), EpochOrder) else dataset,
             batch_size=self.batch_size // self._processes,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
@@ -89,6 +136,10 @@ class ImageDataModule(pl.LightningDataModule):
     @property
     def _processes(self) -> int:
         return self.trainer.world_size if self.trainer is not None else 1
+
+    @property
+    def _rank(self) -> int:
+        return self.trainer.global_rank if self.trainer is not None else 0
 
 
 class FolderOfImages(Dataset[tuple[Tensor | None, str, str | None]]):
@@ -119,6 +170,11 @@ class FolderOfImages(Dataset[tuple[Tensor | None, str, str | None]]):
             return self.transform(read_image(path)), str(path), None
         except UNREADABLE as error:
             return None, str(path), reason(error)
+
+
+def _seed() -> int:
+    """That of ``seed_everything``, which Lightning leaves in the environment."""
+    return int(os.environ.get("PL_GLOBAL_SEED", "0"))
 
 
 def read_image(path: str | Path) -> Image.Image:

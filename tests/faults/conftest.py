@@ -1,0 +1,76 @@
+import pytest
+import torch
+
+MODEL = ("--model", "Classifier", "--model.num_classes", 3, "--model.backbone", "compact", "--model.dim", 4)
+TRAINER = {
+    "accelerator": "cpu", "devices": 1, "enable_progress_bar": "false", "enable_model_summary": "false",
+    "num_sanity_val_steps": 0, "log_every_n_steps": 1, "max_epochs": 3,
+}  # fmt: skip
+
+
+class Small:
+    """Runs of 3 epochs of 4 steps on 9 augmented images; `start` is the command line but for what goes wrong."""
+
+    STEPS = 4
+    PARTS = "tests.faults.parts"
+
+    def __init__(self, root):
+        data = {"root": root, "batch_size": 2, "num_workers": 0, "check_counts": "false"}
+        options = {f"--data.{key}": value for key, value in data.items()}
+        options |= {f"--trainer.{key}": value for key, value in TRAINER.items()}
+        self.start = ("fit", *MODEL, "--data", "CIFAR10", *(part for pair in options.items() for part in pair))
+        self.two = (
+            "--trainer.devices",
+            2,
+            "--trainer.strategy",
+            "DDPStrategy",
+            "--trainer.strategy.timeout",
+            "0:00:12",
+        )
+
+    def fault(self, name, **arguments):
+        """A callback of `parts` for the command line."""
+        options = [part for key, value in arguments.items() for part in (f"--trainer.callbacks.{key}", value)]
+        return ("--trainer.callbacks+", f"{self.PARTS}.{name}", *options)
+
+    @staticmethod
+    def last(folder, version=0):
+        return folder / f"runs/run/version_{version}/checkpoints/last.ckpt"
+
+    def read(self, folder, version=0):
+        return torch.load(self.last(folder, version), weights_only=True)
+
+
+def equal(a, b):
+    """Bit by bit."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return a == b
+
+
+@pytest.fixture(scope="session")
+def same():
+    """Whether two checkpoints hold the same training, bit by bit."""
+    keys = ("epoch", "global_step", "state_dict", "optimizer_states", "lr_schedulers")
+    return lambda a, b: [key for key in keys if not equal(a[key], b[key])] == []
+
+
+@pytest.fixture(scope="session")
+def small(mini, tmp_path_factory):
+    return Small(mini.class_folders(tmp_path_factory.mktemp("data")))
+
+
+@pytest.fixture
+def error(capsys):
+    """The only error line."""
+
+    def read():
+        lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        assert len(lines) == 1
+        return lines[0]
+
+    return read

@@ -1,0 +1,102 @@
+"""Callbacks that make things go wrong in a real run: by class path on the command line."""
+
+import contextlib
+import io
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+
+
+class Poison(pl.Callback):
+    """Makes the images, the weights or the gradient of some steps of one process not finite."""
+
+    def __init__(self, steps: list[int], what: str = "images", rank: int = 0):
+        self.steps, self.what, self.rank = steps, what, rank
+
+    def due(self, trainer):
+        return trainer.global_step in self.steps and trainer.global_rank == self.rank
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        if self.due(trainer) and self.what == "images":
+            batch[0][0, 0, 0, 0] = torch.nan
+        if self.due(trainer) and self.what == "gradient":
+            module.classifier.weight.register_hook(lambda gradient: gradient * self.factor(trainer))
+        if self.what == "activation" and trainer.global_step == 0:
+            layer = next(m for m in module.backbone.modules() if isinstance(m, torch.nn.Conv2d))
+            layer.register_forward_hook(lambda _, __, output: output * self.factor(trainer))
+        if self.due(trainer) and self.what == "weight":
+            with torch.no_grad():
+                next(module.parameters()).view(-1)[0] = torch.inf
+
+    def factor(self, trainer):
+        return torch.inf if self.due(trainer) else 1.0
+
+
+class Signal(pl.Callback):
+    """Sends this process a signal: in a step of training, or in validation after an epoch."""
+
+    def __init__(self, step: int, number: int, rank: int = 0, in_validation: bool = False):
+        self.step, self.number, self.rank, self.in_validation = step, number, rank, in_validation
+
+    def send(self, trainer):
+        if trainer.global_step == self.step and trainer.global_rank == self.rank and not trainer.sanity_checking:
+            os.kill(os.getpid(), self.number)
+
+    def on_before_backward(self, trainer, module, loss):
+        if not self.in_validation:
+            self.send(trainer)
+
+    def on_validation_batch_start(self, trainer, module, batch, batch_idx, dataloader_idx=0):
+        if self.in_validation:
+            self.send(trainer)
+
+
+class KillInSave(pl.Callback):
+    """Kills this process when half of a checkpoint is written: that of a step."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        save = torch.save
+
+        def half(checkpoint, file):
+            if checkpoint["global_step"] != self.step:
+                save(checkpoint, file)
+                return
+            buffer = io.BytesIO()
+            save(checkpoint, buffer)
+            file.write(buffer.getvalue()[: buffer.tell() // 2])
+            file.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        if trainer.global_step == self.step - 1:
+            torch.save = half
+
+
+class Fill(pl.Callback):
+    """Fills the disk before a step."""
+
+    def __init__(self, step: int, folder: str):
+        self.step, self.folder = step, Path(folder)
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        if trainer.global_step == self.step:
+            with (self.folder / "filler").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+                while file.write(bytes(4096)):
+                    pass
+
+
+class KillWorker(pl.Callback):
+    """Kills a loader process before a step, as the kernel does when memory runs out."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        if trainer.global_step == self.step:
+            os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)

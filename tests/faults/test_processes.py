@@ -1,0 +1,36 @@
+"""Processes that die or hang, and images that cannot be read: one line, no hang, what was saved before is whole."""
+
+import signal
+import time
+
+import pytest
+
+
+def test_a_loader_process_that_is_killed(main, small, tmp_path, error):
+    assert main(*small.start, "--data.num_workers", 1, *small.fault("KillWorker", step=5)) == 1
+    assert "a loader process was killed: where memory ran out, lower data.num_workers" in error()
+    assert small.read(tmp_path)["epoch"] == 0
+
+
+def test_an_image_that_breaks_in_the_middle_of_the_run(main, mini, small, tmp_path, error):
+    root = mini.class_folders(tmp_path / "data")
+    start = (*small.start, "--data.root", root)
+    assert main(*start, "--trainer.max_epochs", 1) == 0
+    broken = mini.cut(min(root.glob("train/*/*.jpg")))
+    assert main(*start, "--ckpt_path", "last", "--data.num_workers", 1) == 1
+    assert f"unreadable image {broken}: " in error()
+    assert small.read(tmp_path)["epoch"] == 0
+    assert main(*start, "--ckpt_path", "last", "--data.on_unreadable", "skip") == 0
+
+
+@pytest.mark.parametrize(("number", "limit"), [(signal.SIGKILL, 10), (signal.SIGSTOP, 12 + 10)])
+def test_a_process_that_dies_or_hangs_takes_the_others_along(train, small, tmp_path, number, limit):
+    """`limit`: seconds from the fault to the end; the timeout of the process group is 12."""
+    fault = small.fault("Signal", step=5, number=int(number), rank=1)
+    run = train(*small.start, *small.two, *fault, cwd=tmp_path)
+    ended = time.time()
+    assert run.returncode not in (0, None)
+    saved = small.last(tmp_path)
+    assert ended - saved.stat().st_mtime < limit
+    assert small.read(tmp_path)["epoch"] == 0
+    assert "error: another process of the run died or hangs" in run.stderr

@@ -1,0 +1,133 @@
+"""A run that is stopped or killed goes on, and ends with the numbers of one that was not: parameters, bit by bit."""
+
+import os
+import signal
+import stat
+
+import pytest
+import torch
+
+from datamodules import CIFAR10
+
+RESUME = ("--ckpt_path", "last")
+
+
+@pytest.fixture(scope="module")
+def whole(train, small, tmp_path_factory):
+    """The last checkpoint of a run that nothing happened to."""
+    folder = tmp_path_factory.mktemp("whole")
+    run = train(*small.start, cwd=folder)
+    assert run.returncode == 0, run.stderr
+    return small.read(folder)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+    ("number", "step", "in_validation", "stopped_at"),
+    [
+        (signal.SIGTERM, 5, False, 6),  # the step in progress is finished
+        (signal.SIGUSR1, 5, False, 6),
+        (signal.SIGTERM, 3, False, 5),  # the last step of an epoch: validation, the end of the epoch, one step
+        (signal.SIGTERM, 8, True, 9),
+    ],
+)
+def test_a_stopped_run_goes_on_as_if_it_had_not_been(
+    main, small, whole, same, tmp_path, number, step, in_validation, stopped_at, workers
+):
+    fault = small.fault("Signal", step=step, number=int(number), in_validation=str(in_validation).lower())
+    start = (*small.start, "--data.num_workers", workers)
+    assert main(*start, *fault) == 128 + number
+    assert small.read(tmp_path)["global_step"] == stopped_at
+    assert main(*start, *RESUME) == 0
+    assert same(small.read(tmp_path), whole)
+
+
+@pytest.mark.parametrize(
+    ("fault", "saved"),
+    [({"name": "Signal", "step": 7, "number": 9}, 6), ({"name": "KillInSave", "step": 9}, 8)],
+    ids=["in a step", "in a save"],
+)
+def test_a_killed_run_loses_no_more_than_the_interval(train, main, small, whole, same, tmp_path, fault, saved):
+    run = train(*small.start, "--last.every_n_steps", 3, *small.fault(**fault), cwd=tmp_path)
+    assert run.returncode == -signal.SIGKILL
+    assert small.read(tmp_path)["global_step"] == saved  # what was half written is not there
+    left = {path.name for path in small.last(tmp_path).parent.iterdir()}
+    assert left == {"best.ckpt", "last.ckpt"} | ({"last.ckpt.part"} if fault["name"] == "KillInSave" else set())
+    assert main(*small.start, *RESUME) == 0
+    assert same(small.read(tmp_path), whole)
+    assert {path.name for path in small.last(tmp_path).parent.iterdir()} == {"best.ckpt", "last.ckpt"}
+
+
+def test_accumulated_batches_are_not_torn_apart(main, small, same, tmp_path):
+    start = (*small.start, "--trainer.accumulate_grad_batches", 2)
+    assert main(*start) == 0
+    assert main(*start, *small.fault("Signal", step=2, number=15)) == 143
+    stopped = small.read(tmp_path, 1)
+    assert (stopped["global_step"], stopped["CIFAR10"]["batches"]) == (3, 2)
+    assert main(*start, *RESUME) == 0
+    assert same(small.read(tmp_path, 1), small.read(tmp_path))
+
+
+def test_two_processes_stop_together_and_one_goes_on(train, main, small, whole, tmp_path):
+    fault = small.fault("Signal", step=5, number=15, rank=1)
+    run = train(*small.start, *small.two, *fault, cwd=tmp_path)
+    assert run.returncode == 143, run.stderr
+    assert run.stderr.count("stopped by SIGTERM: --ckpt_path last goes on") == 1
+    assert small.read(tmp_path)["global_step"] == 6
+    assert main(*small.start, *RESUME) == 0
+    assert small.read(tmp_path)["global_step"] == whole["global_step"]
+
+
+def test_slurm_requeues_and_goes_on(main, small, whole, same, tmp_path, monkeypatch):
+    scontrol = tmp_path / "bin" / "scontrol"
+    scontrol.parent.mkdir()
+    scontrol.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n')
+    scontrol.chmod(scontrol.stat().st_mode | stat.S_IXUSR)
+    job = {"JOB_ID": 77, "JOB_NAME": "study", "NTASKS": 1, "PROCID": 0, "LOCALID": 0, "NODEID": 0, "NODELIST": "here"}
+    for name, value in job.items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    monkeypatch.setenv("PATH", f"{scontrol.parent}:{os.environ['PATH']}")
+    assert main(*small.start, *small.fault("Signal", step=5, number=10)) == 138
+    assert (tmp_path / "asked").read_text() == "requeue 77\n"
+    config = small.last(tmp_path).parents[1] / "config.yaml"
+    assert config.is_file()
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert main(*small.start) == 0  # the same command, in the folder where config.yaml is
+    assert same(small.read(tmp_path), whole)
+    assert config.parent.parent == tmp_path / "runs/run"
+    assert len(list(config.parents[1].iterdir())) == 1
+
+
+def test_another_batch_size_inside_an_epoch_is_refused(main, small, tmp_path, error):
+    assert main(*small.start, *small.fault("Signal", step=5, number=15)) == 143
+    assert main(*small.start, *RESUME, "--data.batch_size", 3) == 1
+    assert "data.batch_size is 3, and 2 in the checkpoint, which is from the middle of an epoch" in error()
+    test = ("test", *small.start[1:], *RESUME, "--data.batch_size", 3)
+    assert main(*test) == 0
+
+
+def test_what_is_drawn_does_not_depend_on_the_processes_or_the_past(small):
+    """Two ranks together have the images and the augmentations of one; an epoch can be begun anywhere."""
+
+    class Trainer:
+        training, global_rank, world_size = True, 0, 1
+
+    def batches(rank, processes, epoch, skipped=0):
+        root = small.start[small.start.index("--data.root") + 1]
+        data = CIFAR10(str(root), batch_size=2, num_workers=0, check_counts=False)
+        data.setup("fit")
+        data.trainer = Trainer()
+        Trainer.global_rank, Trainer.world_size = rank, processes
+        if skipped:
+            state = {"seed": 0, "epoch": epoch, "batches": skipped, "batch_size": 2, "epoch_is_complete": 0}
+            data.load_state_dict(state)
+        loader = data.train_dataloader()
+        loader.sampler.set_epoch(epoch)
+        torch.rand(epoch)  # whatever was drawn before
+        return [images for images, _ in loader]
+
+    one, first, second = batches(0, 1, 1), batches(0, 2, 1), batches(1, 2, 1)
+    assert len(one) == len(first) == len(second) == 4
+    assert all(torch.equal(x, torch.cat(parts)) for x, *parts in zip(one, first, second, strict=True))
+    assert all(torch.equal(*pair) for pair in zip(batches(0, 1, 1, skipped=3), one[3:], strict=True))
+    assert not torch.equal(torch.cat(batches(0, 1, 2)), torch.cat(one))
