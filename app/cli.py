@@ -84,8 +84,8 @@ class CLI(LightningCLI):
         options = self.config[self.config["subcommand"]]
         if self.config["subcommand"] == "fit":
             _stay_in_folder_of_job(options)
-        if self.config["subcommand"] == "fit" and int(os.environ.get("SLURM_RESTART_COUNT") or 0):
-            options["ckpt_path"] = options.get("ckpt_path") or "last"  # SLURM started the same command again
+            if int(os.environ.get("SLURM_RESTART_COUNT") or 0):  # SLURM started the same command again
+                options["ckpt_path"] = options.get("ckpt_path") or "last"
         if options.get("ckpt_path") in ("last", "best"):
             options["ckpt_path"] = self._find(options["ckpt_path"], options)
         path = options.get("ckpt_path")

@@ -12,7 +12,7 @@
 #SBATCH --cpus-per-task=9            # loader processes of a GPU (data.num_workers) and one for training
 #SBATCH --mem=0                      # all of the node's
 #SBATCH --time=24:00:00
-#SBATCH --signal=SIGUSR1@90          # 90 seconds before the end, to the processes: they ask SLURM to requeue the job
+#SBATCH --signal=SIGUSR1@300         # seconds before the end, more than a validation takes: save, requeue, stop
 #SBATCH --requeue                    # also after the failure of a node
 #SBATCH --open-mode=append           # a requeued job goes on in its log file
 #SBATCH --output=slurm-%j.log
