@@ -89,11 +89,11 @@ def test_slurm_requeues_and_goes_on(main, small, whole, same, tmp_path, monkeypa
     monkeypatch.setenv("PATH", f"{scontrol.parent}:{os.environ['PATH']}")
     assert main(*small.start, *small.fault("Signal", step=5, number=10)) == 138
     assert (tmp_path / "asked").read_text() == "requeue 77\n"
-    config = small.last(tmp_path).parents[1] / "config.yaml"
+    config = small.last(tmp_path, version=77).parents[1] / "config.yaml"
     assert config.is_file()
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     assert main(*small.start) == 0  # the same command, in the folder where config.yaml is
-    assert same(small.read(tmp_path), whole)
+    assert same(small.read(tmp_path, version=77), whole)
     assert config.parent.parent == tmp_path / "runs/run"
     assert len(list(config.parents[1].iterdir())) == 1
 
