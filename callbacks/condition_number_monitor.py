@@ -128,7 +128,11 @@ class ConditionNumberMonitor(pl.Callback):
         step, every = self._step, self.histogram_every_n_steps
         if step is None or every is None or step % every >= self._period:  # not the first measured step of a period
             return
-        drawers = [d for d in (getattr(o.experiment, "add_histogram", None) for o in trainer.loggers) if d is not None]
+        drawers = [
+            d
+            for d in (getattr(getattr(o, "experiment", None), "add_histogram", None) for o in trainer.loggers)
+            if d is not None
+        ]
         for name, layer in self._layers.items() if drawers else ():
             spectrum = _solved(layer)
             if spectrum is not None:
