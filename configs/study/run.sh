@@ -31,17 +31,16 @@ report() { # NAME RUN...
 callback() { printf -- '--trainer.callbacks+=%s ' "$@"; }
 
 gcp() {
-    for layer in gap isqrt-cov mpn-cov svd-pade svd-exact; do
-        echo "standalone/$layer $1 --model.meta_layer $layer"
+    landscape="$(callback LossLandscape) --trainer.callbacks.every_n_steps 50" # leaves the training as it is
+    for layer in gap isqrt-cov; do
+        echo "standalone/$layer $1 --model.meta_layer $layer $landscape"
     done
     for layer in mpn-cov svd-pade svd-exact; do
+        echo "standalone/$layer $1 --model.meta_layer $layer"
         echo "hybrid/$layer $1 $(callback HybridProtocol) --trainer.callbacks.svd_layer $layer"
     done
     for layer in isqrt-cov mpn-cov; do
-        echo "float32/$layer $1 --model.meta_layer $layer --model.spectral_dtype float32"
-    done
-    for layer in gap isqrt-cov; do
-        echo "landscape/$layer $1 --model.meta_layer $layer $(callback LossLandscape) --trainer.callbacks.every_n_steps 50"
+        echo "float32/$layer-float32 $1 --model.meta_layer $layer --model.spectral_dtype float32"
     done
 }
 
@@ -64,8 +63,8 @@ for seed in 0 1 2; do "$STUDY" "$seed"; done | xargs -P "${JOBS:-1}" -I{} bash -
 if [ "$STUDY" = gcp ]; then
     report standalone "$FOLDER"/standalone/*
     report hybrid "$FOLDER/standalone/isqrt-cov" "$FOLDER"/hybrid/*
-    report precision "$FOLDER"/{standalone,float32}/{isqrt-cov,mpn-cov}
-    report landscape "$FOLDER"/landscape/*
+    report precision "$FOLDER"/standalone/{isqrt-cov,mpn-cov} "$FOLDER"/float32/*
+    report landscape "$FOLDER"/standalone/{gap,isqrt-cov}
 else
     report weights "$FOLDER"/{SVD,SN,OL,OW,Newton-Schulz}
     report gradients "$FOLDER"/{SVD,OW,NOG,OLR,NOG+OW,NOG+OW+OLR}
