@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from app.runs import read_run
 from datamodules import CIFAR10
 
 RESUME = ("--ckpt_path", "last")
@@ -40,6 +41,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(
     assert small.read(tmp_path)["global_step"] == stopped_at
     assert main(*start, *RESUME) == 0
     assert same(small.read(tmp_path), whole)
+    assert read_run(small.last(tmp_path).parents[1]).curves["train/loss"].steps.tolist() == list(range(12))
 
 
 @pytest.mark.parametrize(
