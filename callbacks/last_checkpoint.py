@@ -50,7 +50,7 @@ class LastCheckpoint(ModelCheckpoint):
             raise ValueError(f"last.every_n_steps must be at least 1, got {every_n_steps}")
         super().__init__(filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
         self.every_n_steps = every_n_steps
-        self._received = 0
+        self._received = self._stopping = 0
 
     def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._listen()
@@ -60,6 +60,12 @@ class LastCheckpoint(ModelCheckpoint):
         self._listen()
         if self.every_n_steps is not None and not _resumable(trainer):
             rank_zero_warn("last.every_n_steps is not used: these data cannot be gone on with inside an epoch")
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if self._stopping:  # the step before is saved, and by now logged too
+            raise StoppedBySignal(self._stopping)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -75,7 +81,7 @@ class LastCheckpoint(ModelCheckpoint):
         if received and inside:
             if received == signal.SIGUSR1:
                 _requeue(trainer)
-            raise StoppedBySignal(received)
+            self._stopping = received
 
     def _listen(self) -> None:
         """In place of Lightning's handlers, which communicate from within, and save in the middle of a step."""

@@ -152,9 +152,9 @@ def test_a_batch_without_any_readable_image(small, tmp_path, mini, workers):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_seed_fixes_order_and_augmentation(small, workers):
+def test_a_seed_fixes_order_and_augmentation(small, workers, monkeypatch):
     def epoch(seed):
-        torch.manual_seed(seed)
+        monkeypatch.setenv("PL_GLOBAL_SEED", str(seed))  # what seed_everything leaves behind
         data = small(num_workers=workers)
         data.setup("fit")
         return [torch.cat(parts) for parts in zip(*data.train_dataloader(), strict=True)]
@@ -173,9 +173,11 @@ def test_workers_and_epochs_augment_differently(tmp_path, mini):
         Image.radial_gradient("L").resize((32, 32)).save(tmp_path / "train" / "a" / f"{i}.png")
     data = build(CIFAR10, tmp_path, num_workers=2, batch_size=6)
     data.train_set = data.dataset("train", data.train_transform)
-    torch.manual_seed(0)
     loader = data.train_dataloader()
-    epochs = [[images for images, _ in loader] for _ in range(2)]
+    epochs = []
+    for epoch in range(2):
+        loader.sampler.set_epoch(epoch)
+        epochs.append([images for images, _ in loader])
     assert not torch.equal(epochs[0][0], epochs[0][1])  # one batch of each worker
     assert not torch.equal(epochs[0][0], epochs[1][0])
     assert len({tuple(image.flatten().tolist()) for batch in epochs[0] for image in batch}) > 6

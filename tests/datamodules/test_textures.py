@@ -1,4 +1,5 @@
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -70,7 +71,8 @@ def test_patches_lie_in_their_region_of_the_photograph(split):
 def test_batch_size_is_global():
     data = Textures(batch_size=64)
     data.setup("fit")
-    data.trainer = type("Two", (), {"world_size": 2})()
+    loop = SimpleNamespace(epoch_progress=SimpleNamespace(current=SimpleNamespace(processed=0)))
+    data.trainer = SimpleNamespace(world_size=2, global_rank=0, fit_loop=loop)
     assert data.train_dataloader().batch_size == 32
     data.trainer.world_size = 3
     with pytest.raises(ValueError, match="64 does not divide among 3 processes"):

@@ -25,7 +25,7 @@ class Small:
             "--trainer.strategy",
             "DDPStrategy",
             "--trainer.strategy.timeout",
-            "0:00:12",
+            "0:00:08",
         )
 
     def fault(self, name, **arguments):

@@ -23,9 +23,9 @@ def test_an_image_that_breaks_in_the_middle_of_the_run(main, mini, small, tmp_pa
     assert main(*start, "--ckpt_path", "last", "--data.on_unreadable", "skip") == 0
 
 
-@pytest.mark.parametrize(("number", "limit"), [(signal.SIGKILL, 10), (signal.SIGSTOP, 12 + 10)])
+@pytest.mark.parametrize(("number", "limit"), [(signal.SIGKILL, 10), (signal.SIGSTOP, 8 + 10)])
 def test_a_process_that_dies_or_hangs_takes_the_others_along(train, small, tmp_path, number, limit):
-    """`limit`: seconds from the fault to the end; the timeout of the process group is 12."""
+    """`limit`: seconds from the fault to the end; the timeout of the process group is 8."""
     fault = small.fault("Signal", step=5, number=int(number), rank=1)
     run = train(*small.start, *small.two, *fault, cwd=tmp_path)
     ended = time.time()

@@ -3,10 +3,12 @@
 import os
 import signal
 import stat
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from app.runs import read_run
 from datamodules import CIFAR10
 
 RESUME = ("--ckpt_path", "last")
@@ -21,18 +23,17 @@ def whole(train, small, tmp_path_factory):
     return small.read(folder)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize(
-    ("number", "step", "in_validation", "stopped_at"),
+    ("number", "step", "in_validation", "workers", "stopped_at"),
     [
-        (signal.SIGTERM, 5, False, 6),  # the step in progress is finished
-        (signal.SIGUSR1, 5, False, 6),
-        (signal.SIGTERM, 3, False, 5),  # the last step of an epoch: validation, the end of the epoch, one step
-        (signal.SIGTERM, 8, True, 9),
+        (signal.SIGTERM, 5, False, 0, 6),  # the step in progress is finished
+        (signal.SIGUSR1, 5, False, 2, 6),
+        (signal.SIGTERM, 3, False, 0, 5),  # the last step of an epoch: validation, the end of the epoch, one step
+        (signal.SIGTERM, 8, True, 2, 9),
     ],
 )
 def test_a_stopped_run_goes_on_as_if_it_had_not_been(
-    main, small, whole, same, tmp_path, number, step, in_validation, stopped_at, workers
+    main, small, whole, same, tmp_path, number, step, in_validation, workers, stopped_at
 ):
     fault = small.fault("Signal", step=step, number=int(number), in_validation=str(in_validation).lower())
     start = (*small.start, "--data.num_workers", workers)
@@ -40,6 +41,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(
     assert small.read(tmp_path)["global_step"] == stopped_at
     assert main(*start, *RESUME) == 0
     assert same(small.read(tmp_path), whole)
+    assert read_run(small.last(tmp_path).parents[1]).curves["train/loss"].steps.tolist() == list(range(12))
 
 
 @pytest.mark.parametrize(
@@ -109,22 +111,20 @@ def test_another_batch_size_inside_an_epoch_is_refused(main, small, tmp_path, er
 def test_what_is_drawn_does_not_depend_on_the_processes_or_the_past(small):
     """Two ranks together have the images and the augmentations of one; an epoch can be begun anywhere."""
 
-    class Trainer:
-        training, global_rank, world_size = True, 0, 1
+    progress = SimpleNamespace(current=SimpleNamespace(processed=0))
+    trainer = SimpleNamespace(training=True, fit_loop=SimpleNamespace(epoch_progress=progress))
 
     def batches(rank, processes, epoch, skipped=0):
         root = small.start[small.start.index("--data.root") + 1]
         data = CIFAR10(str(root), batch_size=2, num_workers=0, check_counts=False)
         data.setup("fit")
-        data.trainer = Trainer()
-        Trainer.global_rank, Trainer.world_size = rank, processes
+        data.trainer = trainer
+        trainer.global_rank, trainer.world_size, progress.current.processed = rank, processes, epoch
         if skipped:
             state = {"seed": 0, "epoch": epoch, "batches": skipped, "batch_size": 2, "epoch_is_complete": 0}
             data.load_state_dict(state)
-        loader = data.train_dataloader()
-        loader.sampler.set_epoch(epoch)
         torch.rand(epoch)  # whatever was drawn before
-        return [images for images, _ in loader]
+        return [images for images, _ in data.train_dataloader()]
 
     one, first, second = batches(0, 1, 1), batches(0, 2, 1), batches(1, 2, 1)
     assert len(one) == len(first) == len(second) == 4
