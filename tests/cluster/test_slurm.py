@@ -8,6 +8,8 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
+pytestmark = pytest.mark.slow  # real processes, signals and time-outs
+
 JOB = {"SLURM_JOB_ID": "4711", "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "1", "SLURM_NTASKS_PER_NODE": "1",
        "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_NNODES": "1",
        "SLURM_NODELIST": "127.0.0.1"}  # fmt: skip

@@ -10,6 +10,8 @@ import torch
 from tests.cluster.spread import TRAININGS, train
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.slow  # real processes, signals and time-outs
+
 SAME = [name for name in TRAININGS if "by itself" not in name]
 ALONE = "decorrelated, each process by itself"
 STEPS = 18

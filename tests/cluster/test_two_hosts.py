@@ -12,6 +12,8 @@ import torch
 
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.slow  # real processes, signals and time-outs
+
 SCRIPT = ROOT / "tests" / "cluster" / "two_hosts.sh"
 NAMESPACES = ["unshare", "--map-root-user", "--net", "--mount"]
 SPREAD = {"num_nodes": 2, "devices": 1, "strategy": "DDPStrategy",

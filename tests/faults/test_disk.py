@@ -10,6 +10,8 @@ import torch
 
 from app.checkpoint_io import AtomicCheckpointIO
 
+pytestmark = pytest.mark.slow  # real processes, signals and time-outs
+
 
 @pytest.fixture
 def disk(tmp_path):

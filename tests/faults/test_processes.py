@@ -5,6 +5,8 @@ import time
 
 import pytest
 
+pytestmark = pytest.mark.slow  # real processes, signals and time-outs
+
 
 def test_a_loader_process_that_is_killed(main, small, tmp_path, error):
     assert main(*small.start, "--data.num_workers", 1, *small.fault("KillWorker", step=5)) == 1

@@ -11,6 +11,8 @@ import torch
 from app.runs import read_run
 from datamodules import CIFAR10
 
+pytestmark = pytest.mark.slow  # real processes, signals and time-outs
+
 RESUME = ("--ckpt_path", "last")
 
 
