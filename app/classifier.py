@@ -21,7 +21,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from app.backbones import Downsampling, Stem, build_backbone
 from app.checkpoints import initialise, weights_for
 from app.layers import GlobalCovariancePooling, remove_weight_treatment, treat_weight
-from app.layers.weight_treatments import Treatment, convert_state, original_weight, treated_layers
+from app.layers.weight_treatments import Treatment, convert_state, original_weight, treated_layers, treatment_of
 
 
 class Classifier(pl.LightningModule):
@@ -240,6 +240,9 @@ class Classifier(pl.LightningModule):
         return zero * torch.nan
 
     def on_train_batch_start(self, batch: Any, batch_index: int) -> None:
+        self.seed_step(batch_index)
+
+    def seed_step(self, batch_index: int) -> None:
         """Dropout, where a network has it, draws the same numbers in a resumed run as in an uninterrupted one."""
         numbers = [int(os.environ.get("PL_GLOBAL_SEED", 0)), self.trainer.current_epoch, batch_index, self.global_rank]
         torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
@@ -265,7 +268,7 @@ class Classifier(pl.LightningModule):
     def _describe(self, optimizer: Optimizer, scheduler: LRScheduler) -> dict[str, str]:
         """What must not change when a run is gone on with, as plain text."""
         settings = _describe(optimizer, scheduler)
-        settings["weight_treatment"] = str(self.hparams["weight_treatment"])
+        settings["weight_treatment"] = str(self.pre_svd_layer and treatment_of(self.pre_svd_layer))
         settings["OptimalLearningRate"] = "in use" if self.separate_pre_svd_layer else "not in use"
         return settings
 

@@ -65,6 +65,8 @@ def along_gradient(
     def evaluate(moved: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """The loss, its gradient, and the X where they were taken; no X: where the network puts it."""
         with untouched(pl_module), trainer.precision_plugin.forward_context(), torch.no_grad():
+            if hasattr(pl_module, "seed_step"):  # the random numbers of the step that begins
+                pl_module.seed_step(trainer.fit_loop.epoch_loop.batch_idx)
             X, loss = _loss_from(pl_module, batch, module, place, moved)
             if X is None:
                 raise ValueError(f"the network does not use its layer {layer}: choose another one")

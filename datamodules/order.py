@@ -58,7 +58,9 @@ class Augmented(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.dataset)  # type: ignore[arg-type]
 
-    def __getitem__(self, draw: Draw) -> Any:
+    def __getitem__(self, draw: Draw | int) -> Any:
+        if not isinstance(draw, Draw):  # Lightning took another order, as for overfit_batches
+            return self.dataset[draw]
         if not self.random:
             return self.dataset[draw.index]
         with torch.random.fork_rng(devices=[]):

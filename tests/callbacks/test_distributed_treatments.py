@@ -61,6 +61,7 @@ def run(devices):
 """
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path):
     code = f"TREATMENT = 'orthogonal'\n{RUN}\n"
     end = (

@@ -48,6 +48,7 @@ def test_settings_of_the_paper(backbone, given, period, smallest, largest):
     assert len(landscape.step_lengths) == 50
 
 
+@pytest.mark.slow
 def test_two_processes_find_what_one_finds(main, train, demo, tmp_path):
     """AlexNet has no batch statistics, and overfit_batches the same images in the same order."""
     (tmp_path / "monitors.yaml").write_text(

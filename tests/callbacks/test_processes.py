@@ -1,5 +1,7 @@
 """The three callbacks in two gloo processes, one of which meets failures: they log what one process logs."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -42,6 +44,7 @@ def runs(main, train, tmp_path):
     return tmp_path, run.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*eigendecompositions failed")
 def test_two_processes_log_what_one_logs_and_stay_in_step(runs, scalars):
     folder, errors = runs
@@ -51,7 +54,7 @@ def test_two_processes_log_what_one_logs_and_stay_in_step(runs, scalars):
         assert [step for step, _ in other[tag]] == [step for step, _ in one[tag]]
         # float32 training, sums in another order
         assert [v for _, v in other[tag]] == pytest.approx([v for _, v in one[tag]], rel=1e-4)
-    assert [value for _, value in other["hybrid/stage"]] == [0, 1, 2]
+    assert [value for value, _ in itertools.groupby(value for _, value in other["hybrid/stage"])] == [0, 1, 2]
 
     assert [value for _, value in other["svd/failures"]] == [4, 4, 8]
     assert [value for _, value in other["svd/failures_epoch"]] == [4, 0, 4]
