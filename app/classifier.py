@@ -296,13 +296,12 @@ class Classifier(pl.LightningModule):
 
 def _convert_weight_treatment(model: Classifier, state: dict[str, Any], prefix: str, *_: Any) -> None:
     """Let checkpoints of models with and without a treatment of the weight load into each other."""
-    names = {name: module for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
-    for layer in treated_layers(state):  # also of a layer that is none before a covariance here
-        if (convolution := names.get(layer.removeprefix(prefix).rstrip("."))) is not None:
-            convert_state(state, layer, convolution)
-    for name, convolution in names.items():
-        if convolution is model.pre_svd_layer:
-            convert_state(state, f"{prefix}{name}.", convolution)
+    own, treated = model.pre_svd_layer, treated_layers(state)
+    for name, module in model.named_modules():
+        layer = f"{prefix}{name}."
+        # what was treated may be no layer before a covariance here
+        if isinstance(module, nn.Conv2d) and (module is own or layer in treated):
+            convert_state(state, layer, module)
 
 
 KINDS = ("optimizer", "lr_scheduler", "weight_treatment", "OptimalLearningRate")

@@ -11,13 +11,14 @@ import torch
 import torch.distributed
 from torch import Tensor, nn
 
-from app.spectral import FailureCounts, matrix_inverse_sqrt
+from app.layers.spectral_layer import SpectralLayer
+from app.spectral import matrix_inverse_sqrt
 from app.spectral.eigh import eigh
 from app.spectral.functions import parse_options
 from app.spectral.scalar_functions import InverseSquareRoot
 
 
-class DecorrelatedBatchNorm2d(nn.Module):
+class DecorrelatedBatchNorm2d(SpectralLayer):
     """Whitens ``(B, C, H, W)``: ``Y = weight * (P + eps I)^(-1/2) (X - mean) + bias`` (Song et al., ECCV 2022, eq. 43).
 
     X is ``(C, N)``, N = B H W, and ``P = (X - mean) (X - mean)^T / N`` its covariance, for each group of channels by
@@ -80,7 +81,9 @@ class DecorrelatedBatchNorm2d(nn.Module):
         spectral_dtype: Literal["float32", "float64"] = "float64",
         synchronised: bool = False,
     ) -> None:
-        super().__init__()
+        if spectral_dtype not in ("float32", "float64"):
+            raise ValueError(f"spectral_dtype must be float32 or float64, got {spectral_dtype}")
+        super().__init__({"float32": torch.float32, "float64": torch.float64}[spectral_dtype])
         for name, value in {"eps": eps, "momentum": momentum}.items():
             if not isinstance(value, int | float) or isinstance(value, bool):
                 raise ValueError(f"{name} of the decorrelation must be a number, got {value!r}")
@@ -92,16 +95,10 @@ class DecorrelatedBatchNorm2d(nn.Module):
             raise ValueError(f"eps of the decorrelation must be positive, got {eps}")
         if not 0 <= momentum <= 1:
             raise ValueError(f"momentum of the decorrelation must lie in [0, 1], got {momentum}")
-        if spectral_dtype not in ("float32", "float64"):
-            raise ValueError(f"spectral_dtype must be float32 or float64, got {spectral_dtype}")
         self.num_features, self.groups, self.eps, self.momentum = num_features, groups, eps, momentum
         self.method, self.options = method, dict(options or {})
         parse_options(method, InverseSquareRoot(), self.options)  # wrong options fail here, not in the first batch
-        self.spectral_dtype = {"float32": torch.float32, "float64": torch.float64}[spectral_dtype]
         self.synchronised = synchronised
-        self.counts = FailureCounts()
-        self.spectrum: Tensor | None = None
-        self.spectrum_wanted = False
         self.weight = nn.Parameter(torch.ones(num_features)) if affine else None
         self.bias = nn.Parameter(torch.zeros(num_features)) if affine else None
         d = num_features // groups
@@ -158,19 +155,7 @@ class DecorrelatedBatchNorm2d(nn.Module):
         self.running_covariance.lerp_(covariance.to(self.running_covariance.dtype), self.momentum)
 
     def _inverse_sqrt(self, covariance: Tensor, features: Tensor) -> Tensor:
-        self.spectrum = None
-        try:
-            S = matrix_inverse_sqrt(
-                covariance,
-                self.method,
-                eps=self.eps,
-                dtype=self.spectral_dtype,
-                counts=self.counts,
-                observe=self._observe,
-                **self.options,
-            )
-        except FloatingPointError as error:
-            raise FloatingPointError(f"{self._label}: {error}; {self._culprit(features)}") from error
+        S = self._apply_spectral(matrix_inverse_sqrt, covariance, self.method, features, eps=self.eps, **self.options)
         if self.spectrum_wanted and self.spectrum is None:
             self._observe(eigh(covariance.detach().to(self.spectral_dtype))[0] + self.eps)
         return S

@@ -10,7 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from app.spectral import METHODS, FailureCounts, covariance_spectrum, covariance_sqrt
+from app.layers.spectral_layer import SpectralLayer
+from app.spectral import METHODS, covariance_spectrum, covariance_sqrt
 from app.spectral.functions import parse_options
 from app.spectral.scalar_functions import SquareRoot
 
@@ -18,7 +19,7 @@ META_LAYERS = ("gap", *METHODS)
 """Names of the meta-layers: global average pooling, and every method of `app.spectral`."""
 
 
-class GlobalCovariancePooling(nn.Module):
+class GlobalCovariancePooling(SpectralLayer):
     """Pools ``(B, C, H, W)`` to the upper triangle of the square root of the channel covariance, ``(B, d(d+1)/2)``.
 
     1x1 convolution to ``dim`` channels with batch norm and ReLU, covariance over the H x W positions, matrix square
@@ -55,11 +56,7 @@ class GlobalCovariancePooling(nn.Module):
         meta_options: dict[str, Any] | None = None,
         spectral_dtype: Literal["float32", "float64"] = "float64",
     ) -> None:
-        super().__init__()
-        self.spectral_dtype = {"float32": torch.float32, "float64": torch.float64}[spectral_dtype]
-        self.counts = FailureCounts()
-        self.spectrum: Tensor | None = None
-        self.spectrum_wanted = False
+        super().__init__({"float32": torch.float32, "float64": torch.float64}[spectral_dtype])
         self.dim = None if meta_layer == "gap" else dim or in_channels
         self._channels = f"{in_channels}" if meta_layer == "gap" or dim is None else f"{in_channels} -> {dim}"
         self.use_meta_layer(meta_layer, meta_options)
@@ -108,24 +105,11 @@ class GlobalCovariancePooling(nn.Module):
             raise ValueError("covariance pooling needs a feature map of more than one position: use larger images")
         if self.reduction is not None:
             features = self.reduction(features)
-        self.spectrum = None
-        try:
-            Q = covariance_sqrt(
-                features.flatten(2),
-                self.meta_layer,
-                dtype=self.spectral_dtype,
-                counts=self.counts,
-                observe=self._observe,
-                **self.meta_options,
-            )
-        except FloatingPointError as error:
-            raise FloatingPointError(f"{self._label}: {error}; {self._culprit(features)}") from error
+        X = features.flatten(2)
+        Q = self._apply_spectral(covariance_sqrt, X, self.meta_layer, features, **self.meta_options)
         if self.spectrum_wanted and self.spectrum is None:
-            self.spectrum = covariance_spectrum(features.flatten(2), self.spectral_dtype)
+            self.spectrum = covariance_spectrum(X, self.spectral_dtype)
         return Q.flatten(1).index_select(1, self.upper_triangle)
-
-    def _observe(self, eigenvalues: Tensor) -> None:
-        self.spectrum = eigenvalues
 
     def _culprit(self, features: Tensor) -> str:
         weights = [name for name, value in self.named_parameters() if not value.isfinite().all()]
