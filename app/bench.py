@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import importlib
 import random
 import statistics
 import sys
@@ -36,6 +37,9 @@ POSITIONS = (49, 169, 196, 784)
 SWEEP = (64, 128, 512, 1024, 2048)
 """Channels of the second series of sizes, which has 14x14 maps and a small batch."""
 SWEEP_BATCH, SWEEP_POSITIONS = 2, 196
+
+TOOLS = ("step", "treatments", "networks")
+"""Flags that measure something else, each in its own module."""
 
 Layer = Callable[[Tensor], Tensor]
 """From features ``(B, d, N)`` to ``(B, d, d)``."""
@@ -265,6 +269,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="measure instead what the treatments of the pre-SVD layer add to a training step (--treatments --help)",
     )
+    parser.add_argument(
+        "--networks",
+        action="store_true",
+        help="measure instead what covariance pooling costs in whole networks (--networks --help)",
+    )
     parser.add_argument("--csv", type=Path, metavar="FILE", help="also write the figures there")
     options = parser.parse_args(arguments)
     try:
@@ -279,12 +288,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure the sizes one after another, and print a table of each as soon as it is there."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    if "--step" in arguments or "--treatments" in arguments:
-        from app import step, treatments  # the layers alone are measured without Lightning
-
-        tool = step if "--step" in arguments else treatments
-        tool.main([argument for argument in arguments if argument not in ("--step", "--treatments")])
-        return
+    for tool in TOOLS:
+        if f"--{tool}" in arguments:  # imported here: the layers alone are measured without Lightning
+            importlib.import_module(f"app.{tool}").main([argument for argument in arguments if argument != f"--{tool}"])
+            return
     options = parse(arguments)
     device, dtype = torch.device(options.device), getattr(torch, options.dtype)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"

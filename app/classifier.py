@@ -32,8 +32,9 @@ class Classifier(pl.LightningModule):
         backbone: alexnet, alexnet_bn, resnet18, resnet34, resnet50, resnet101, resnet152, mobilenet_v2 or compact.
         meta_layer: how features are pooled: gap (global average pooling) or the square root of their covariance by
             isqrt-cov, ns-minimax, mpn-cov, svd-exact, svd-pade, svd-taylor, svd-trunc, svd-topn, svd-newton or svd-pi.
-        dim: channels that the covariance is taken of, after a 1x1 convolution with batch norm and ReLU; null: no
-            such reduction. The classifier then has dim (dim + 1) / 2 inputs. Not used by gap.
+        dim: channels that the covariance is taken of, after a 1x1 convolution with batch norm and ReLU; several
+            numbers: as many of those, one after the other (Wang et al., CVPR 2020, has 256 and 128); null: none. The
+            classifier then has dim (dim + 1) / 2 inputs. Not used by gap.
         meta_options: options of the meta-layer, such as {taylor_degree: 50} or {iterations: 7}.
         spectral_dtype: precision of the covariance and its square root.
         downsampling: of the backbone's last stage: removed, kept, or max-pool; null: removed with covariance pooling,
@@ -66,7 +67,7 @@ class Classifier(pl.LightningModule):
         num_classes: int,
         backbone: str = "resnet50",
         meta_layer: str = "isqrt-cov",
-        dim: int | None = 256,
+        dim: int | list[int] | None = 256,
         meta_options: dict[str, Any] | None = None,
         spectral_dtype: Literal["float32", "float64"] = "float64",
         downsampling: Downsampling | None = None,

@@ -55,7 +55,7 @@ def trained(main, demo, capsys):
         (("fit", "--config", "DEMO", "--model.meta_layer", "nope"), "unknown meta_layer 'nope': choose one of gap"),
         (("fit", "--config", "DEMO", "--model.backbone", "nope"), "unknown backbone 'nope': choose one of"),
         (("fit", "--config", "DEMO", "--model.dim", 65), "dim must lie between 2 and the 64 channels"),
-        (("fit", "--config", "DEMO", "--model.dim", "many"), "dim: expected int, got many"),
+        (("fit", "--config", "DEMO", "--model.dim", "many"), "dim: expected int, expected list, got many"),
         (("fit", "--config", "DEMO", "--model.meta_options.degree", 3), "isqrt-cov takes no option 'degree'"),
         (("fit", "--config", "DEMO", "--model.num_classes", 7), "the data has 6 classes, model.num_classes is 7"),
         (("fit", "--config", "DEMO", "--data.batch_size", 0), "data.batch_size must be at least 1"),

@@ -5,6 +5,7 @@ Shapes: B batch, C channels in, d channels after the reduction, H x W = N positi
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -30,7 +31,8 @@ class GlobalCovariancePooling(SpectralLayer):
 
     Args:
         in_channels: channels C of the feature map.
-        dim: channels d that the covariance is taken of, at most C. ``None``: no reduction, d = C (AlexNet).
+        dim: channels d that the covariance is taken of, at most C. ``None``: no reduction, d = C (AlexNet). Several
+            numbers: as many reductions, one after the other, and d is the last.
         meta_layer: one of `META_LAYERS`.
         meta_options: options of the meta-layer, as in `app.spectral.functions.METHODS`, and ``route``.
         spectral_dtype: precision of the covariance and all that follows it.
@@ -51,23 +53,27 @@ class GlobalCovariancePooling(SpectralLayer):
     def __init__(
         self,
         in_channels: int,
-        dim: int | None = 256,
+        dim: int | list[int] | None = 256,
         meta_layer: str = "isqrt-cov",
         meta_options: dict[str, Any] | None = None,
         spectral_dtype: Literal["float32", "float64"] = "float64",
     ) -> None:
         super().__init__({"float32": torch.float32, "float64": torch.float64}[spectral_dtype])
-        self.dim = None if meta_layer == "gap" else dim or in_channels
-        self._channels = f"{in_channels}" if meta_layer == "gap" or dim is None else f"{in_channels} -> {dim}"
+        channels = [in_channels]
+        if meta_layer != "gap" and dim is not None:
+            channels += [dim] if isinstance(dim, int) else dim
+        d = channels[-1]
+        self.dim = None if meta_layer == "gap" else d
+        self._channels = " -> ".join(map(str, channels))
         self.use_meta_layer(meta_layer, meta_options)
         if meta_layer == "gap":
             self.reduction = None
             self.out_features = in_channels
             return
-        if dim is not None and not 2 <= dim <= in_channels:
+        if not all(2 <= width <= in_channels for width in channels):
             raise ValueError(f"dim must lie between 2 and the {in_channels} channels of the backbone, got {dim}")
-        self.reduction = None if dim is None else _reduction(in_channels, dim)
-        d = dim or in_channels
+        reductions = [module for step in pairwise(channels) for module in _reduction(*step)]
+        self.reduction = nn.Sequential(*reductions) if reductions else None
         self.out_features = d * (d + 1) // 2
         rows, columns = torch.triu_indices(d, d)
         self.register_buffer("upper_triangle", rows * d + columns, persistent=False)
@@ -75,7 +81,7 @@ class GlobalCovariancePooling(SpectralLayer):
     @property
     def pre_svd_layer(self) -> nn.Conv2d | None:
         """The convolution whose output the covariance is taken of; ``None`` where the backbone ends with it."""
-        return None if self.reduction is None else self.reduction[0]
+        return None if self.reduction is None else self.reduction[-3]
 
     def use_meta_layer(self, meta_layer: str, meta_options: dict[str, Any] | None = None) -> None:
         """Go on with another meta-layer (the hybrid protocol: Song et al., ICCV 2021, sec. 3.4).
@@ -123,7 +129,7 @@ class GlobalCovariancePooling(SpectralLayer):
         return self._label
 
 
-def _reduction(in_channels: int, dim: int) -> nn.Sequential:
-    convolution = nn.Conv2d(in_channels, dim, kernel_size=1, bias=False)
+def _reduction(in_channels: int, out_channels: int) -> tuple[nn.Conv2d, nn.BatchNorm2d, nn.ReLU]:
+    convolution = nn.Conv2d(in_channels, out_channels, kernel_size=1, bias=False)
     nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
-    return nn.Sequential(convolution, nn.BatchNorm2d(dim), nn.ReLU(inplace=True))
+    return convolution, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True)

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch import nn
 
 from app.layers import META_LAYERS, GlobalCovariancePooling
 from app.spectral import matrix_sqrt
@@ -76,9 +77,20 @@ def test_counts_decompositions_of_its_own_only():
     assert (first.counts.calls, second.counts.calls, first.counts.failures) == (1, 0, 0)
 
 
+def test_several_reductions():
+    layer = GlobalCovariancePooling(8, [6, 4])
+    assert [m.out_channels for m in layer.modules() if isinstance(m, nn.Conv2d)] == [6, 4]
+    assert layer.pre_svd_layer.out_channels == layer.dim == 4
+    assert layer(features(dtype=torch.float32)).shape[-1] == layer.out_features == 10
+    assert "8 -> 6 -> 4" in repr(layer)
+    # one number in a list is that number, also to a checkpoint
+    assert GlobalCovariancePooling(8, [4]).state_dict().keys() == GlobalCovariancePooling(8, 4).state_dict().keys()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"dim": [6, 9]}, "between 2 and the 8 channels"),
         ({"dim": 9}, "between 2 and the 8 channels"),
         ({"dim": 1}, "between 2 and the 8 channels"),
         ({"meta_layer": "svd"}, "unknown meta_layer 'svd'"),
