@@ -55,17 +55,7 @@ PUBLISHED = {
 }
 """Millions of parameters, GFLOPs, and milliseconds an image of training and inference on four Titan Xp."""
 
-HEADER = (
-    "",
-    "parameters M",
-    "multiply-adds G",
-    "training ms",
-    "x GAP",
-    "inference ms",
-    "x GAP",
-    "pooling",
-    "memory GB",
-)
+HEADER = ("", "parameters M", "multiply-adds G", "training ms", "x GAP", "inference ms", "x GAP", "pooling", "GB")
 
 NOTE = (
     "Times are medians, an image; behind the strokes are the published figures (four Titan Xp). x GAP is the ratio to "
