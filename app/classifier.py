@@ -57,9 +57,6 @@ class Classifier(pl.LightningModule):
         classifier_learning_rate: learning rate of the linear classifier; null: that of the optimizer.
         lr_scheduler: any schedule of torch, stepped once an epoch; null: the papers' decay by 10 at epochs 30 and 45.
 
-    Attributes:
-        non_finite: a training loss that is not finite is an error here (raise), or left to `NonFinitePolicy`, which
-            stops or skips.
     """
 
     def __init__(
@@ -121,7 +118,6 @@ class Classifier(pl.LightningModule):
                 for stage, ks in (("train_", (1,)), ("val_", (1, 5)), ("test_", (1, 5)))
             }
         )
-        self.non_finite: Literal["raise", "stop", "skip"] = "raise"
         self._random_layers: list[str] = []
         if init_from is not None:
             self._initialise(init_from, init_from_required)
@@ -179,13 +175,13 @@ class Classifier(pl.LightningModule):
             raise ValueError(f"the data has {len(names)} classes, model.num_classes is {self.num_classes}")
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
-        return self._step(batch, batch_index, "train")
+        return self._step(batch, "train")
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
-        return self._step(batch, batch_index, "val")
+        return self._step(batch, "val")
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
-        return self._step(batch, batch_index, "test")
+        return self._step(batch, "test")
 
     def predict_step(self, batch: dict[str, Any], batch_index: int) -> dict[str, Any]:
         """Probabilities ``(B, K)`` beside what the loader says of the files."""
@@ -199,26 +195,10 @@ class Classifier(pl.LightningModule):
         logits = self(images)
         return nn.functional.cross_entropy(logits, labels), logits
 
-    def _step(self, batch: tuple[Tensor, Tensor], batch_index: int, stage: str) -> Tensor:
+    def _step(self, batch: tuple[Tensor, Tensor], stage: str) -> Tensor:
         _, labels = batch
         in_training = stage == "train"
-        try:
-            loss, logits = self.loss(batch)
-        except FloatingPointError as error:  # a layer refuses features that are not finite
-            if not (in_training and self.non_finite == "skip"):
-                raise FloatingPointError(
-                    f"{stage} step {self.global_step}, rank {self.global_rank}: {error}"
-                ) from error
-            loss, logits = self._loss_of_nothing(), torch.zeros(len(labels), self.num_classes, device=self.device)
-        # reading a number back waits for the device: do so no more often than logging does
-        look = batch_index % (self.trainer.log_every_n_steps or 1) == 0 and not (
-            in_training and self.non_finite != "raise"
-        )
-        if look and not loss.isfinite():
-            raise FloatingPointError(
-                f"{stage}/loss is {loss.item()} at step {self.global_step}, rank {self.global_rank}: "
-                "lower the learning rate or check the images"
-            )
+        loss, logits = self.loss(batch)
         # the same keys on every rank, or processes wait for each other
         self.log(
             f"{stage}/loss",
@@ -234,11 +214,6 @@ class Classifier(pl.LightningModule):
             metric(logits, labels)
             self.log(f"{stage}/{name}", metric, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(labels))
         return loss
-
-    def _loss_of_nothing(self) -> Tensor:
-        """Not a number, and so are its gradients: this process goes through the backward pass with the others."""
-        zero = sum((parameter.sum() * 0 for parameter in self.parameters() if parameter.requires_grad), torch.zeros(()))
-        return zero * torch.nan
 
     def on_train_batch_start(self, batch: Any, batch_index: int) -> None:
         self.seed_step(batch_index)

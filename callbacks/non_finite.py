@@ -10,20 +10,25 @@ from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
+from app.layers.spectral_layer import SpectralLayer
+
 
 class NonFinitePolicy(pl.Callback):
     """Stops the run, or leaves out the step and counts it, when the loss or the gradient is not finite.
 
     The message names the step, the process and the layer: the first layer of the forward pass whose output is not
     finite, or, where the loss is finite, the last one whose gradient is not (the backward pass comes through it first).
-    All processes decide alike, and together.
+    Spectral layers let pass what they would refuse, so that all processes decide alike, and together.
 
-    - ``stop`` looks in the steps that are logged (``log_every_n_steps``) and costs one small sum over the processes
-      there; a layer that refuses features that are not finite stops the run in any step.
-    - ``skip`` looks in every step, which waits for the device and sums over the processes in every step. A bad step
-      leaves parameters, optimizer and buffers (the statistics of batch norm) as they were, on all processes; it counts
-      as a step of the schedule. ``non_finite/skipped_steps`` is logged for each epoch, a total that checkpoints keep.
-      Of accumulated batches one bad one spoils the whole step.
+    - ``stop`` looks where it costs nothing: in steps that are logged (``log_every_n_steps``), in those that a spectral
+      layer would refuse, and with several processes in all, as Lightning waits for the device in each of them then.
+      Average pooling in one process may so be found out some steps late, by a weight that is not finite.
+    - ``skip`` looks in every step. A bad step leaves parameters, optimizer and buffers (the statistics of batch norm)
+      as they were, on all processes; it counts as a step of the schedule and in ``train/top1``.
+      ``non_finite/skipped_steps`` is logged for each epoch, a total that checkpoints keep. Of accumulated batches one
+      bad one spoils the whole step.
+
+    In validation and test either stops the run at their end. Weights that are not finite are never saved.
 
     With precision 16-mixed gradients overflow as a matter of course and the loss scale answers it: there only the loss
     is looked at.
@@ -33,8 +38,8 @@ class NonFinitePolicy(pl.Callback):
         patience: with skip, the run stops at this many bad steps in a row.
 
     Raises:
-        FloatingPointError: when the run is stopped.
-        ValueError: for a wrong policy, and skip with a module that cannot (`Classifier` can).
+        FloatingPointError: when the run is stopped, on all processes.
+        ValueError: for a wrong policy or patience.
     """
 
     def __init__(self, policy: Literal["stop", "skip"] = "stop", patience: int = 10) -> None:
@@ -44,16 +49,22 @@ class NonFinitePolicy(pl.Callback):
             raise ValueError(f"non_finite.patience must be at least 1, got {patience}")
         self.policy, self.patience = policy, patience
         self.skipped, self._in_a_row = 0, 0
+        self._layers: list[SpectralLayer] = []
+        self._refusal: str | None = None
         self._batch: Any = None
         self._loss: Tensor | None = None
         self._buffers: list[tuple[Tensor, Tensor]] = []
 
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._layers = [module for module in pl_module.modules() if isinstance(module, SpectralLayer)]
+        for layer in self._layers:
+            layer.refuses_non_finite = stage == "predict"
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        for layer in self._layers:
+            layer.refuses_non_finite = True
+
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not hasattr(pl_module, "non_finite"):
-            if self.policy == "skip":
-                raise ValueError(f"non_finite.policy skip: {type(pl_module).__name__} cannot leave out steps")
-            return
-        pl_module.non_finite = self.policy
         if trainer.ckpt_path is None and trainer.current_epoch == 0:
             self.skipped = 0
 
@@ -62,18 +73,20 @@ class NonFinitePolicy(pl.Callback):
     ) -> None:
         self._batch = batch
         first = batch_idx % trainer.accumulate_grad_batches == 0
+        if first:
+            self._refusal = None
         if self.policy == "skip" and first:
             self._buffers = [(buffer, buffer.clone()) for buffer in pl_module.buffers()]
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
         self._loss = loss.detach()
+        self._note_refusal()
 
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        loop = trainer.fit_loop
-        if loop._should_accumulate() or self._loss is None:
+        if trainer.fit_loop._should_accumulate() or self._loss is None:
             return
-        logged = loop.epoch_loop.batch_idx % (trainer.log_every_n_steps or 1) == 0
-        if self.policy == "stop" and not logged:
+        logged = (trainer.global_step + 1) % (trainer.log_every_n_steps or 1) == 0
+        if self.policy == "stop" and trainer.world_size == 1 and not logged and self._refusal is None:
             return
         bad = not self._loss.isfinite() or not (_is_scaled(trainer) or _has_finite_gradient(pl_module))
         if not trainer.strategy.reduce_boolean_decision(bad, all=False):
@@ -87,8 +100,7 @@ class NonFinitePolicy(pl.Callback):
             raise FloatingPointError(f"{message}; that is {self._in_a_row} steps in a row (non_finite.patience)")
         self.skipped += 1
         rank_zero_warn(f"left out, {self.skipped} steps so far: {message}")
-        for parameter in pl_module.parameters():
-            parameter.grad = None
+        _leave_out(trainer, pl_module)
         for buffer, value in self._buffers:
             buffer.copy_(value)
 
@@ -96,25 +108,71 @@ class NonFinitePolicy(pl.Callback):
         if self.policy == "skip":
             pl_module.log("non_finite/skipped_steps", float(self.skipped), on_epoch=True, sync_dist=True)
 
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._refusal = None
+
+    def on_validation_batch_end(self, *_: Any) -> None:
+        self._note_refusal()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._check_evaluation(trainer, pl_module, "val/loss")
+
+    on_test_start = on_validation_start
+    on_test_batch_end = on_validation_batch_end
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._check_evaluation(trainer, pl_module, "test/loss")
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        if lost := _lost_weight(pl_module):  # the same on every process
+            raise FloatingPointError(f"step {trainer.global_step}: {lost}; the checkpoint from before is kept")
+
     def state_dict(self) -> dict[str, Any]:
         return {"skipped": self.skipped}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.skipped = state_dict["skipped"]
 
+    def _note_refusal(self) -> None:
+        self._refusal = self._refusal or next((layer.refusal for layer in self._layers if layer.refusal), None)
+
+    def _check_evaluation(self, trainer: pl.Trainer, pl_module: pl.LightningModule, name: str) -> None:
+        """Stop at the end of an evaluation, before its checkpoint, which all processes come to together."""
+        loss = trainer.callback_metrics.get(name, torch.zeros(()))  # the sanity check has none
+        bad = self._refusal is not None or not loss.isfinite()
+        if trainer.strategy.reduce_boolean_decision(bad, all=False):
+            reasons = _of_all_ranks(trainer, _lost_weight(pl_module) or self._refusal or "")
+            raise FloatingPointError(
+                f"{name} is {loss.item()} after step {trainer.global_step}: "
+                f"{'; '.join(reasons) or 'look at the images and the learning rate'}"
+            )
+
     def _describe(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> str:
         """What is not finite, where and in which process; the same on every process."""
         assert self._loss is not None
         place = _first_layer(trainer, pl_module, self._batch)  # every process: layers may communicate
         what = f"train/loss is {self._loss.item()}" if not self._loss.isfinite() else "the gradient is not finite"
-        blame = "" if self._loss.isfinite() else place
-        found = [""] * trainer.world_size
-        for rank in range(trainer.world_size):
-            found[rank] = trainer.strategy.broadcast(f"{what}: {blame}" if blame else "", src=rank)
-        step, processes = f"step {trainer.global_step}", f"of {trainer.world_size}"
-        if lines := [f"rank {rank} {processes}, {text}" for rank, text in enumerate(found) if text]:
-            return f"{step}: {'; '.join(lines)}"
-        return f"{step}: every rank, {what}: first in the backward pass in {_last_gradient(pl_module)}"
+        lines = _of_all_ranks(trainer, "" if self._loss.isfinite() else f"{what}: {place}")
+        if not lines:
+            lines = [f"every rank, {what}: first in the backward pass in {_last_gradient(pl_module)}"]
+        return f"step {trainer.global_step}: {'; '.join(lines)}"
+
+
+def _of_all_ranks(trainer: pl.Trainer, text: str) -> list[str]:
+    """What each process has to say, but for those that say nothing; the same on every process."""
+    said = [trainer.strategy.broadcast(text, src=rank) for rank in range(trainer.world_size)]
+    return [f"rank {rank} of {trainer.world_size}, {text}" for rank, text in enumerate(said) if text]
+
+
+def _leave_out(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    """Take away the gradient; a loss scale leaves the step out by itself, and wants to see why."""
+    for parameter in pl_module.parameters():
+        if not _is_scaled(trainer):
+            parameter.grad = None
+        elif parameter.grad is not None:
+            parameter.grad.fill_(torch.nan)
 
 
 def _is_scaled(trainer: pl.Trainer) -> bool:
@@ -131,30 +189,34 @@ def _last_gradient(pl_module: pl.LightningModule) -> str:
     return bad[-1]
 
 
+def _lost_weight(pl_module: pl.LightningModule) -> str | None:
+    names, weights = zip(*pl_module.named_parameters(), strict=True)
+    if get_total_norm(weights, norm_type=torch.inf).isfinite():  # one number to wait for
+        return None
+    name = next(name for name, weight in zip(names, weights, strict=True) if not weight.isfinite().all())
+    return f"the weight {name} is not finite, an earlier update diverged: lower the learning rate"
+
+
 def _first_layer(trainer: pl.Trainer, pl_module: Any, batch: Any) -> str:
     """Where the forward pass of a batch is not finite for the first time."""
-    if not batch[0].isfinite().all():
-        return "the images are not finite"
-    for name, parameter in pl_module.named_parameters():
-        if not parameter.isfinite().all():
-            return f"the weight {name} is not finite, an earlier update diverged: lower the learning rate"
     found: list[str] = []
 
-    def look(name: str) -> Any:
+    def look(name: str, module: nn.Module) -> Any:
         def hook(_: nn.Module, __: Any, output: Any) -> None:
             if isinstance(output, Tensor) and not output.isfinite().all():
-                found.append(name)
+                found.append(getattr(module, "refusal", None) or f"first not finite after {name}")
 
         return hook
 
-    handles = [module.register_forward_hook(look(name)) for name, module in pl_module.named_modules() if name]
-    try:
+    handles = [module.register_forward_hook(look(name, module)) for name, module in pl_module.named_modules() if name]
+    try:  # whatever else is known: on every process, as layers may communicate
         with torch.no_grad(), trainer.precision_plugin.forward_context():
             pl_module.loss(batch)
-    except FloatingPointError as error:  # a layer that names itself
-        if not found:
-            return str(error)
     finally:
         for handle in handles:
             handle.remove()
-    return f"first not finite after {found[0]}: lower the learning rate" if found else "in the loss itself"
+    if not batch[0].isfinite().all():
+        return "the images are not finite"
+    if lost := _lost_weight(pl_module):
+        return lost
+    return f"{found[0]}: lower the learning rate" if found else "in the loss itself"

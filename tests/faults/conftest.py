@@ -25,7 +25,7 @@ class Small:
             "--trainer.strategy",
             "DDPStrategy",
             "--trainer.strategy.timeout",
-            "0:00:08",
+            "0:01:00",  # also of their start, which takes long where cores are contended
         )
 
     def fault(self, name, **arguments):

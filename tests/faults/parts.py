@@ -12,7 +12,7 @@ import torch
 
 
 class Poison(pl.Callback):
-    """Makes the images, the weights or the gradient of some steps of one process not finite."""
+    """Makes images, weights, activations or the gradient of some steps of one process not finite."""
 
     def __init__(self, steps: list[int], what: str = "images", rank: int = 0):
         self.steps, self.what, self.rank = steps, what, rank
@@ -23,6 +23,8 @@ class Poison(pl.Callback):
     def on_train_batch_start(self, trainer, module, batch, batch_idx):
         if self.due(trainer) and self.what == "images":
             batch[0][0, 0, 0, 0] = torch.nan
+        if self.due(trainer) and self.what == "huge":  # features are finite, their squares are not
+            module.pooling.register_forward_pre_hook(lambda _, inputs: (inputs[0] * 1e30,))
         if self.due(trainer) and self.what == "gradient":
             module.classifier.weight.register_hook(lambda gradient: gradient * self.factor(trainer))
         if self.what == "activation" and trainer.global_step == 0:
@@ -31,6 +33,10 @@ class Poison(pl.Callback):
         if self.due(trainer) and self.what == "weight":
             with torch.no_grad():
                 next(module.parameters()).view(-1)[0] = torch.inf
+
+    def on_validation_batch_start(self, trainer, module, batch, batch_idx, dataloader_idx=0):
+        if self.due(trainer) and self.what == "validation":
+            batch[0][0, 0, 0, 0] = torch.nan
 
     def factor(self, trainer):
         return torch.inf if self.due(trainer) else 1.0

@@ -1,7 +1,12 @@
 """A loss or a gradient that is not finite: named, and stopped or left out alike on all processes."""
 
+import re
+from types import SimpleNamespace
+
 import pytest
 import torch
+
+from callbacks.non_finite import _leave_out
 
 GAP = ("--model.meta_layer", "gap")
 
@@ -21,16 +26,23 @@ def layer(model):
             "gradient",
             "step 2: every rank, the gradient is not finite: first in the backward pass in classifier.",
         ),
-        (
-            "svd-exact",
-            "images",
-            "train step 2, rank 0: svd-exact pooling of 64 -> 4 channels: 2 of 2 samples have non-",
-        ),
+        ("svd-exact", "images", "step 2: rank 0 of 1, train/loss is nan: the images are not finite"),
     ],
 )
 def test_the_run_stops_and_says_where(main, small, error, model, what, message):
     assert main(*small.start, *layer(model), *small.fault("Poison", steps="[2]", what=what)) == 1
     assert message in error()
+
+
+def test_a_layer_says_itself_what_it_cannot_take(main, small, error):
+    model = (*layer("svd-exact"), "--model.dim", "null", "--model.spectral_dtype", "float32")
+    rarely = ("--trainer.log_every_n_steps", 100)  # it is known at once
+    assert main(*small.start, *model, *rarely, *small.fault("Poison", steps="[2]", what="huge")) == 1
+    message = (
+        "step 2: rank 0 of 1, train/loss is nan: svd-exact pooling of 64 channels: 2 of 2 samples have non-finite "
+    )
+    assert message in (line := error())
+    assert "the features are finite, their covariance overflows: use spectral_dtype float64" in line
 
 
 @pytest.mark.parametrize("what", ["images", "gradient"])
@@ -45,14 +57,78 @@ def test_a_step_that_is_left_out_leaves_no_trace(main, small, tmp_path, same, mo
     assert bad["callbacks"]["NonFinitePolicy"] == {"skipped": 2}
 
 
-def test_two_processes_decide_alike(train, small, tmp_path):
-    skip = ("--non_finite.policy", "skip", "--non_finite.patience", 2)
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_weights_that_are_not_finite_replace_no_checkpoint(main, small, tmp_path, error, accumulate):
+    """Average pooling, whose steps are looked at when they are logged: here in none before the weights are lost."""
+    rarely = ("--trainer.log_every_n_steps", 100, "--trainer.accumulate_grad_batches", accumulate)
+    rarely += ("--data.batch_size", 1)
+    fault = small.fault("Poison", steps="[1]", what="gradient")
+    assert main(*small.start, *GAP, *rarely, "--last.every_n_steps", 1, *fault) == 1
+    assert "step 2: the weight " in (line := error())
+    assert (
+        "is not finite, an earlier update diverged: lower the learning rate; the checkpoint from before is kept" in line
+    )
+    checkpoint = small.read(tmp_path)
+    assert checkpoint["global_step"] == 1
+    assert all(value.isfinite().all() for value in checkpoint["state_dict"].values())
+
+
+def test_every_logged_step_is_looked_at(main, small, tmp_path, error):
+    often = ("--trainer.log_every_n_steps", 2, "--trainer.accumulate_grad_batches", 2, "--data.batch_size", 1)
+    fault = small.fault("Poison", steps="[3]", what="weight")  # the fourth, the second that is logged
+    assert main(*small.start, *GAP, *often, *fault) == 1
+    assert "step 3: rank 0 of 1, train/loss is nan: the weight " in error()
+
+
+@pytest.mark.parametrize("model", ["gap", "svd-exact"])
+def test_validation_stops_at_its_end(main, small, tmp_path, error, model):
+    fault = small.fault("Poison", steps="[4]", what="validation")
+    assert main(*small.start, *layer(model), *fault) == 1
+    assert re.search("val/loss is nan after step 4: .*look at the ", error())
+    assert not small.last(tmp_path).exists()
+
+
+def test_the_loss_scale_leaves_a_step_out_by_itself():
+    model = torch.nn.Linear(2, 1)
+    before, scaler = model.weight.clone(), torch.amp.GradScaler("cpu")
+    optimizer = torch.optim.SGD(model.parameters(), lr=1)
+    scaler.scale(model(torch.ones(1, 2)).sum()).backward()
+    _leave_out(SimpleNamespace(precision_plugin=SimpleNamespace(scaler=scaler)), model)
+    scaler.step(optimizer)
+    assert torch.equal(model.weight, before)
+
+
+SYNCHRONISED = ("--model.decorrelation", "svd-exact", "--model.decorrelation_options.synchronised", "true")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", [GAP, layer("svd-exact"), SYNCHRONISED], ids=["gap", "svd-exact", "synchronised"])
+def test_two_processes_stop_alike(train, small, tmp_path, model):
+    rarely = ("--trainer.log_every_n_steps", 100)
+    run = train(*small.start, *small.two, *model, *rarely, *small.fault("Poison", steps="[5]", rank=1), cwd=tmp_path)
+    assert run.returncode == 1
+    lines = [line for line in run.stderr.splitlines() if line.startswith("error: step 5: ")]
+    assert len(lines) == 2
+    assert all("rank 1 of 2, train/loss is nan: the images are not finite" in line for line in lines)
+
+
+@pytest.mark.slow
+def test_two_processes_stop_alike_after_validation(train, small, tmp_path):
+    fault = small.fault("Poison", steps="[4]", what="validation", rank=1)
+    run = train(*small.start, *small.two, *layer("svd-exact"), *fault, cwd=tmp_path)
+    assert run.returncode == 1
+    assert run.stderr.count("error: val/loss is nan after step 4: rank 1 of 2, svd-exact pooling of 64 -> 4") == 2
+
+
+@pytest.mark.parametrize("model", [(), SYNCHRONISED], ids=["pooling", "synchronised"])
+def test_two_processes_leave_out_alike(train, small, tmp_path, model):
+    skip = ("--non_finite.policy", "skip", "--non_finite.patience", 2, *model)
     run = train(*small.start, *small.two, *skip, *small.fault("Poison", steps="[1, 5, 6]", rank=1), cwd=tmp_path)
     assert run.returncode == 1
-    message = "{}: rank 1 of 2, train/loss is nan: the images are not finite"
-    assert run.stderr.count(f"left out, 1 steps so far: {message.format('step 1')}") == 1
-    assert run.stderr.count(f"left out, 2 steps so far: {message.format('step 5')}") == 1
-    assert run.stderr.count(f"error: {message.format('step 6')}; that is 2 steps in a row") == 2
+    lines = [line for line in run.stderr.splitlines() if "rank 1 of 2, train/loss is nan: the images are not" in line]
+    starts = ("left out, 1 steps so far: step 1: ", "left out, 2 steps so far: step 5: ", "error: step 6: ")
+    assert [sum(start in line for line in lines) for start in starts] == [1, 1, 2]
+    assert sum("; that is 2 steps in a row" in line for line in lines) == 2
     checkpoint = small.read(tmp_path)
     assert checkpoint["epoch"] == 0
     assert all(value.isfinite().all() for value in checkpoint["state_dict"].values())
