@@ -36,6 +36,11 @@ class SVDFailureCounter(pl.Callback):
     A failure on one process costs no communication when it happens: the processes add up their counts when an epoch of
     training or validation ends. The totals are part of the checkpoint; a run killed inside an epoch forgets what
     happened since the last sum.
+
+    The same failures give the same totals on any number of processes. Where all decompose the same matrix, as in a
+    decorrelated batch norm with ``synchronised`` statistics, it is counted once, and so are the batches that all share:
+    in place of the sum stands the largest count of any process. Only ``silently_wrong`` depends on the processes, as
+    each checks a sample of its own batches.
     """
 
     def __init__(self) -> None:
@@ -106,12 +111,18 @@ class SVDFailureCounter(pl.Callback):
 
     def _add_up(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Add what all processes have put down to the totals."""
-        pending = self._pending.to(pl_module.device)
-        new = trainer.strategy.reduce(pending, reduce_op="sum").tolist()  # type: ignore[union-attr]
+        gathered = trainer.strategy.all_gather(self._pending.to(pl_module.device))
+        of_processes = gathered.reshape(-1, *self._pending.shape).cpu()
         self._pending = torch.zeros_like(self._pending)
-        for part, rows in zip(PARTS, new, strict=True):
+        new = torch.where(self._shared(), of_processes.amax(0), of_processes.sum(0))
+        for part, rows in zip(PARTS, new.tolist(), strict=True):
             for name, row in zip(self._layers, rows, strict=True):
                 self.totals[part][name] = _sum([self.totals[part][name], FailureCounts(*row)])
+
+    def _shared(self) -> Tensor:
+        """Mask ``(L, F)`` of the counts that all processes have of the same batches or matrices."""
+        same_matrices = [[getattr(layer, "synchronised", False)] for layer in self._layers.values()]
+        return torch.tensor(same_matrices) | torch.tensor([name == "calls" for name in COUNTS])
 
     def _metrics(self) -> dict[str, int]:
         training, validation = (self.totals[part] for part in PARTS)

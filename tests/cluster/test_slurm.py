@@ -2,55 +2,52 @@
 
 import os
 import signal
+import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
-import pytorch_lightning as pl
 import torch
+
+from tests.conftest import ROOT
+from tests.slurm import task, with_scontrol
 
 pytestmark = pytest.mark.slow  # real processes, signals and time-outs
 
-JOB = {"SLURM_JOB_ID": "4711", "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "1", "SLURM_NTASKS_PER_NODE": "1",
-       "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_NNODES": "1",
-       "SLURM_NODELIST": "127.0.0.1"}  # fmt: skip
 SHORT = ("--trainer.accelerator", "cpu", "--trainer.limit_train_batches", 3, "--trainer.limit_val_batches", 1,
          "--trainer.enable_progress_bar", "false", "--trainer.log_every_n_steps", 1,
          "--trainer.max_epochs", 3)  # fmt: skip
+TWO_NODES = ("--trainer.num_nodes", 2, "--trainer.devices", 1, "--trainer.strategy", "DDPStrategy",
+             "--trainer.strategy.timeout", "0:02:00")  # fmt: skip
+WARNED = 128 + signal.SIGUSR1
 
 
-class Warned(pl.Callback):
-    """SLURM's warning during a step."""
+def warned(at, rank=0):
+    """SLURM's warning to one process during a step."""
+    options = {"step": at, "number": int(signal.SIGUSR1), "rank": rank}
+    arguments = [part for name, value in options.items() for part in (f"--trainer.callbacks.{name}", value)]
+    return ("--trainer.callbacks+", "tests.faults.parts.Signal", *arguments)
 
-    def __init__(self, at: int):
-        self.at = at
 
-    def on_train_batch_start(self, trainer, module, batch, index):
-        if trainer.global_step == self.at:
-            os.kill(os.getpid(), signal.SIGUSR1)
+def check(scalars, folder):
+    """No step was made twice, and none was left out."""
+    assert [step for step, _ in scalars(folder)["train/loss"]] == list(range(9))
+    checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    assert (checkpoint["epoch"], checkpoint["global_step"]) == (2, 9)
 
 
 @pytest.fixture
 def job(monkeypatch, tmp_path, main, demo):
-    """`fit` as a SLURM job; what it told `scontrol` lies in scontrol.txt."""
-    for name, value in JOB.items():
+    """`fit` as a SLURM job of one task; what it told `scontrol` lies in the file ``asked``."""
+    for name, value in task(4711).items():
         monkeypatch.setenv(name, value)
     for name in ("MASTER_ADDR", "MASTER_PORT"):  # Lightning sets them
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
-    scontrol = tmp_path / "bin" / "scontrol"
-    scontrol.parent.mkdir()
-    scontrol.write_text('#!/bin/sh\necho "$@" >> scontrol.txt\n')
-    scontrol.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{scontrol.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("PATH", with_scontrol(tmp_path))
     return lambda *arguments: main("fit", "--config", demo, *SHORT, *arguments)
-
-
-def warned(at):
-    return ("--trainer.callbacks+", "tests.cluster.test_slurm.Warned", "--trainer.callbacks.at", at)
-
-
-def runs():
-    return sorted(str(path.relative_to("runs/demo")) for path in Path("runs/demo").glob("version_*"))
 
 
 @pytest.mark.parametrize("last", [(), ("--ckpt_path", "last")], ids=["same command", "last"])
@@ -59,16 +56,58 @@ def test_requeued(job, scalars, caplog, monkeypatch, last):
     other = Path("runs/demo/version_12/checkpoints/last.ckpt")
     other.parent.mkdir(parents=True)
     other.write_text("of another job")
-    assert job(*warned(4), *last) == 128 + signal.SIGUSR1
-    assert Path("scontrol.txt").read_text() == "requeue 4711\n"
+    assert job(*warned(4), *last) == WARNED
+    assert Path("asked").read_text() == "requeue 4711\n"
     os.utime(other)
 
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     assert job(*last) == 0
     folder = Path("runs/demo/version_4711")
     assert f"Restoring states from the checkpoint path at {folder / 'checkpoints' / 'last.ckpt'}" in caplog.text
-    assert runs() == ["version_12", "version_4711"]
-    # no step is made twice, and none is left out
-    assert [step for step, _ in scalars(folder)["train/loss"]] == list(range(9))
-    checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
-    assert (checkpoint["epoch"], checkpoint["global_step"]) == (2, 9)
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["version_12", "version_4711"]
+    check(scalars, folder)
+
+
+@pytest.fixture
+def two_nodes(tmp_path, demo):
+    """`fit` as a SLURM job of two tasks: the exit status of each, and the time it was seen."""
+    arguments = ("fit", "--config", demo, *SHORT, *TWO_NODES, *warned(4, rank=1))
+    command = [sys.executable, str(ROOT / "train.py"), *map(str, arguments)]
+    common = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": with_scontrol(tmp_path, seconds=3)}
+
+    def run(**more):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            more |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+        tasks = [
+            subprocess.Popen(command, cwd=tmp_path, env={**common, **more, **task(4711, node, 2)}) for node in (0, 1)
+        ]
+        seen = {}
+        end = time.time() + 240
+        try:
+            while len(seen) < 2 and time.time() < end:
+                for node, process in enumerate(tasks):
+                    if node not in seen and process.poll() is not None:
+                        seen[node] = time.time()
+                time.sleep(0.01)
+        finally:
+            for process in tasks:
+                process.kill()
+        return [process.wait() for process in tasks], seen
+
+    return run
+
+
+def test_both_nodes_stop_and_go_on(two_nodes, scalars, tmp_path):
+    status, seen = two_nodes()
+    assert status == [WARNED, WARNED]
+    assert (tmp_path / "asked").read_text() == "requeue 4711\n"
+    # srun --kill-on-bad-exit ends the others when one ends: too early for whoever is about to ask
+    assert min(seen.values()) > (tmp_path / "asked").stat().st_mtime
+    assert seen[0] > (tmp_path / "answered").stat().st_mtime
+
+    assert two_nodes(SLURM_RESTART_COUNT="1")[0] == [0, 0]  # the step of the warning is behind it
+    folder = tmp_path / "runs/demo/version_4711"
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+    assert (tmp_path / "asked").read_text() == "requeue 4711\n"
+    check(scalars, folder)

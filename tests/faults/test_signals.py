@@ -1,8 +1,6 @@
 """A run that is stopped or killed goes on, and ends with the numbers of one that was not: parameters, bit by bit."""
 
-import os
 import signal
-import stat
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +8,7 @@ import torch
 
 from app.runs import read_run
 from datamodules import CIFAR10
+from tests.slurm import task, with_scontrol
 
 pytestmark = pytest.mark.slow  # real processes, signals and time-outs
 
@@ -83,14 +82,9 @@ def test_two_processes_stop_together_and_one_goes_on(train, main, small, whole, 
 
 
 def test_slurm_requeues_and_goes_on(main, small, whole, same, tmp_path, monkeypatch):
-    scontrol = tmp_path / "bin" / "scontrol"
-    scontrol.parent.mkdir()
-    scontrol.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n')
-    scontrol.chmod(scontrol.stat().st_mode | stat.S_IXUSR)
-    job = {"JOB_ID": 77, "JOB_NAME": "study", "NTASKS": 1, "PROCID": 0, "LOCALID": 0, "NODEID": 0, "NODELIST": "here"}
-    for name, value in job.items():
-        monkeypatch.setenv(f"SLURM_{name}", str(value))
-    monkeypatch.setenv("PATH", f"{scontrol.parent}:{os.environ['PATH']}")
+    for name, value in task(77).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("PATH", with_scontrol(tmp_path))
     assert main(*small.start, *small.fault("Signal", step=5, number=10)) == 138
     assert (tmp_path / "asked").read_text() == "requeue 77\n"
     config = small.last(tmp_path, version=77).parents[1] / "config.yaml"
