@@ -91,8 +91,8 @@ TRAININGS = {
     ),
     "hybrid": (lambda: (Plain("isqrt-cov"), [*monitors(), HybridProtocol("svd-pade", switch_epoch=1)]), {}),
     "NOG": (lambda: (Plain("svd-exact"), [NOG()]), {}),
-    "OLR": (lambda: (Plain("svd-exact"), [OLR(), GradientSmoothness(1, [1.0])]), SHORT),
-    "orthogonal loss, NOG, OLR": (lambda: (Plain("svd-exact"), [OrthogonalLoss(), NOG(), OLR()]), SHORT),
+    "orthogonal weight, OLR": (lambda: (treated("orthogonal"), [OLR(), GradientSmoothness(1, [1.0])]), SHORT),
+    "orthogonal loss, NOG": (lambda: (Plain("svd-exact"), [OrthogonalLoss(), NOG()]), SHORT),
     "orthogonal weight, NOG, OLR": (lambda: (treated("orthogonal"), [NOG(), OLR()]), {}),
     "spectral normalisation": (lambda: (treated("spectral"), []), SHORT),
     "decorrelated": (lambda: (Decorrelated(), monitors()), {}),
@@ -196,7 +196,8 @@ def main(folder):
     draw_images(folder)
     for processes in (2, 4):
         # torchrun, but for the imports of each process
-        config = LaunchConfig(1, 1, processes, rdzv_backend="c10d", rdzv_endpoint="localhost:0", start_method="fork")
+        options = {"run_id": "spread", "rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "start_method": "fork"}
+        config = LaunchConfig(1, 1, processes, **options)
         elastic_launch(config, work)(folder, processes)
 
 
