@@ -53,7 +53,12 @@ class StepCLI(CLI):
 
     def add_arguments_to_parser(self, parser: Any) -> None:
         super().add_arguments_to_parser(parser)
-        parser.add_argument("--repeats", type=PositiveInt, default=5, help="timed steps, after a warm-up")
+        parser.add_argument(
+            "--repeats",
+            type=PositiveInt,
+            default=5,
+            help="timed steps, rounded up to a multiple of the loader processes",
+        )
         parser.add_argument("--batches", type=PositiveInt, default=20, help="timed batches of the loader")
         parser.add_argument(
             "--synthetic",
@@ -262,12 +267,18 @@ def report(options: Any, trainer: Any, model: Classifier, data: Any) -> None:
         print(f"  {part:<20} {value * 1000:9.1f} ms  {value / total:6.1%}")
     print(f"step    {len(images) / total:8.1f} images/s")
     if loader is not None:
-        network = len(images) / (total - seconds["loader"])
-        print(f"network {network:8.1f} images/s, without waiting for the loader")
-        print(f"loader  {rate:8.1f} images/s with {data.num_workers} workers, measured without the network")
-        slower, faster = sorted((rate, network))
-        name, other = ("loader", "network") if rate == slower else ("network", "loader")
-        print(f"the {name} is the bottleneck: the {other} could do {faster / slower:.1f} times as much")
+        print(bottleneck(len(images) / (total - seconds["loader"]), rate, loader.num_workers))
+
+
+def bottleneck(network: float, loader: float, workers: int) -> str:
+    """Images per second of a network that need not wait and of a loader alone, and which holds the other up."""
+    slower, faster = sorted((loader, network))
+    name, other = ("loader", "network") if loader == slower else ("network", "loader")
+    return (
+        f"network {network:8.1f} images/s, without waiting for the loader\n"
+        f"loader  {loader:8.1f} images/s with {workers} workers, measured without the network\n"
+        f"the {name} is the bottleneck: the {other} could do {faster / slower:.1f} times as much"
+    )
 
 
 def main(arguments: Sequence[str]) -> None:
