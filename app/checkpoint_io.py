@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -61,9 +62,10 @@ def _write(checkpoint: dict[str, Any], path: Path) -> None:
 
 
 def _flush_folder(folder: Path) -> None:
-    """After a power failure too, the name in the folder is that of the new file."""
+    """After a power failure too, the name in the folder is that of the new file; not all file systems can do this."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with contextlib.suppress(OSError):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)

@@ -56,7 +56,6 @@ class Classifier(pl.LightningModule):
         optimizer: any optimizer of torch; the default is the papers' SGD.
         classifier_learning_rate: learning rate of the linear classifier; null: that of the optimizer.
         lr_scheduler: any schedule of torch, stepped once an epoch; null: the papers' decay by 10 at epochs 30 and 45.
-
     """
 
     def __init__(
@@ -239,7 +238,17 @@ class Classifier(pl.LightningModule):
         configuration: dict[str, Any] = {"scheduler": scheduler, "interval": "epoch"}
         if isinstance(scheduler, ReduceLROnPlateau):
             configuration["monitor"] = scheduler.monitor
+            configuration["frequency"] = NEVER
         return {"optimizer": optimizer, "lr_scheduler": configuration}
+
+    def on_train_epoch_end(self) -> None:
+        """Lightning would step a plateau schedule after the epoch is saved: a resumed run would lack that step."""
+        for scheduler in self.trainer.lr_scheduler_configs:
+            if isinstance(plateau := scheduler.scheduler, ReduceLROnPlateau):
+                if (value := self.trainer.callback_metrics.get(plateau.monitor)) is None:
+                    known = ", ".join(sorted(self.trainer.callback_metrics))
+                    raise ValueError(f"lr_scheduler.monitor {plateau.monitor} is not measured; there are {known}")
+                plateau.step(value)
 
     def _describe(self, optimizer: Optimizer, scheduler: LRScheduler) -> dict[str, str]:
         """What must not change when a run is gone on with, as plain text."""
@@ -279,6 +288,9 @@ def _convert_weight_treatment(model: Classifier, state: dict[str, Any], prefix: 
         if isinstance(module, nn.Conv2d) and (module is own or layer in treated):
             convert_state(state, layer, module)
 
+
+NEVER = 2**62
+"""Epochs between two steps of a schedule that Lightning leaves alone."""
 
 KINDS = ("optimizer", "lr_scheduler", "weight_treatment", "OptimalLearningRate")
 """Entries of the training setup beside which the others need not be told."""

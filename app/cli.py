@@ -84,14 +84,15 @@ class CLI(LightningCLI):
         options = self.config[self.config["subcommand"]]
         if self.config["subcommand"] == "fit":
             _stay_in_folder_of_job(options)
-            if int(os.environ.get("SLURM_RESTART_COUNT") or 0):  # SLURM started the same command again
-                options["ckpt_path"] = options.get("ckpt_path") or "last"
+            if _restarted() and options.get("ckpt_path") != "last":
+                options["ckpt_path"] = self._find("last", options) or options.get("ckpt_path")
         if options.get("ckpt_path") in ("last", "best"):
             options["ckpt_path"] = self._find(options["ckpt_path"], options)
         path = options.get("ckpt_path")
         if not path and self.config["subcommand"] == "predict":
             raise ValueError("predict needs a trained network: --ckpt_path best, last, or a file")
-        if not path or path == "hpc":  # Lightning looks for what SLURM's requeue left
+        if not path:
+            _refuse_requeue_of_lightning(options)
             _take_architecture(options["model"])
             return
         if not Path(path).is_file():
@@ -215,6 +216,7 @@ def main(cli: type[CLI] = CLI) -> None:
     except callbacks.StoppedBySignal as stop:
         name = signal.Signals(stop.number).name
         rank_zero_info(f"stopped by {name}: --ckpt_path last goes on where the run was saved")
+        leave_process_group()
         raise
     except SystemExit as end:
         if isinstance(end.__context__, KeyboardInterrupt):
@@ -248,16 +250,36 @@ def _run_folder(options: Any) -> Path:
 def _stay_in_folder_of_job(options: Any) -> None:
     """A SLURM job that is requeued goes on in its folder, ``version_JOBID``, and looks for checkpoints only there.
 
-    Lightning would look for what a requeue left in the working directory, where every job leaves it.
+    Raises:
+        ValueError: for a second run of the job there, which would replace the first.
     """
     logger = _logger_arguments(options)
     job = SLURMEnvironment.job_id() if logger is not None and SLURMEnvironment.detect() else None
-    if job is None:
+    if job is None or logger["version"] is not None:
         return
-    if logger["version"] is None:
-        logger["version"] = job
-    if options["trainer"].get("default_root_dir") is None:
-        options["trainer"]["default_root_dir"] = str(_run_folder(options) / _version_folder(logger["version"]))
+    logger["version"] = job
+    folder = _run_folder(options) / _version_folder(job)
+    if (folder / "checkpoints" / "last.ckpt").exists() and not options.get("ckpt_path") and not _restarted():
+        raise ValueError(
+            f"job {job} has a run in {folder} already: go on with it, --ckpt_path last, or give this one its own "
+            "--trainer.logger.name or --trainer.logger.version"
+        )
+
+
+def _restarted() -> bool:
+    """Whether SLURM started the same command again."""
+    return int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0
+
+
+def _refuse_requeue_of_lightning(options: Any) -> None:
+    """Lightning, in a SLURM job, loads what a requeue of its own left in the root folder: any job, any model.
+
+    Raises:
+        ValueError: if there is such a file.
+    """
+    left = sorted(Path(options["trainer"].get("default_root_dir") or ".").glob("hpc_ckpt_*.ckpt"))
+    if left and SLURMEnvironment.detect():
+        raise ValueError(f"{left[0]} would be loaded, wherever it is from: move it away, or go on with --ckpt_path")
 
 
 def _version_folder(version: int | str | None) -> str:

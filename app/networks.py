@@ -61,8 +61,8 @@ NOTE = (
     "Times are medians, an image; behind the strokes are the published figures (four Titan Xp). x GAP is the ratio to "
     "average pooling in the same network. Pooling is its share of a training step, forward and backward. GB is the "
     "memory that network and step take at most; it is known on GPUs only. Multiply-adds count eigendecompositions by "
-    "formula; those of ResNet-50 and deeper are 0.23 G above the published ones, as torchvision's networks stride in "
-    "their 3x3 convolutions."
+    "formula: isqrt-cov and ns-minimax decompose on a CPU, and multiply elsewhere. Those of ResNet-50 and deeper "
+    "are 0.23 G above the published ones, as torchvision's networks stride in their 3x3 convolutions."
 )
 
 
@@ -82,7 +82,7 @@ class Network:
         self.name, self.images = name, images
         self.step = Step(model().to(images.device), images, labels)
         self.parameters = sum(parameter.numel() for parameter in self.step.model.parameters())
-        self.operations = multiply_adds(self.step.model, images[:1])
+        self.operations, _ = multiply_adds(self.step.model, images[:1])
         self.step()
         self.memory = torch.cuda.max_memory_allocated(images.device) - before if on_gpu else None
 

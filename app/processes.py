@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytorch_lightning as pl
 import torch.distributed
 
@@ -17,8 +19,16 @@ class SameCheckpoint(pl.Callback):
         ValueError: on every process, before the first batch.
     """
 
+    def __init__(self) -> None:
+        self._step: int | None = None
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self._step = checkpoint.get("global_step")
+
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        own = None if trainer.ckpt_path is None else str(trainer.ckpt_path)
+        own = None if trainer.ckpt_path is None else f"step {self._step} in {trainer.ckpt_path}"
         first = trainer.strategy.broadcast(own)
         if not trainer.strategy.reduce_boolean_decision(own == first):
             raise ValueError(

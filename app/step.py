@@ -13,7 +13,7 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from types import SimpleNamespace
 from typing import Any
@@ -35,13 +35,17 @@ EIGH_MULTIPLY_ADDS = 4.5
 PARTS = (
     "backbone forward",
     "pooling forward",
-    "classifier and loss",
+    "classifier forward",
+    "classifier backward",
     "pooling backward",
     "backbone backward",
     "treatments",
     "optimizer",
 )
-"""The parts of a step, in their order."""
+"""The parts of a step, in their order; the loss belongs to the classifier."""
+
+Batch = tuple[Tensor, Tensor]
+"""Images ``(B, 3, H, W)`` and labels ``(B,)``."""
 
 
 class StepCLI(CLI):
@@ -49,7 +53,12 @@ class StepCLI(CLI):
 
     def add_arguments_to_parser(self, parser: Any) -> None:
         super().add_arguments_to_parser(parser)
-        parser.add_argument("--repeats", type=PositiveInt, default=5, help="timed steps, after a warm-up")
+        parser.add_argument(
+            "--repeats",
+            type=PositiveInt,
+            default=5,
+            help="timed steps, rounded up to a multiple of the loader processes",
+        )
         parser.add_argument("--batches", type=PositiveInt, default=20, help="timed batches of the loader")
         parser.add_argument(
             "--synthetic",
@@ -74,26 +83,25 @@ class StepCLI(CLI):
         report(self.config[subcommand], self.trainer, self.model, self.datamodule)
 
 
-def loader_rate(loader: DataLoader[Any], batches: int) -> tuple[float, tuple[Tensor, Tensor]]:
-    """Images per second of a loader, epoch after epoch; and its first batch.
+def loader_rate(loader: DataLoader[Any], batches: int) -> tuple[float, Iterator[Batch]]:
+    """Images per second of a loader, epoch after epoch; and the batches that follow.
 
     What the loader processes prepare before the clock starts is taken out before.
     """
     endless = itertools.chain.from_iterable(itertools.repeat(loader))
-    first = next(endless)
-    for _ in itertools.islice(endless, loader.num_workers * (loader.prefetch_factor or 0)):
+    for _ in itertools.islice(endless, 1 + loader.num_workers * (loader.prefetch_factor or 0)):
         pass
     start = time.perf_counter()
     images = sum(len(labels) for _, labels in itertools.islice(endless, batches))
-    return images / (time.perf_counter() - start), first
+    return images / (time.perf_counter() - start), endless
 
 
 class Step:
-    """A training step whose parts are timed: forward, backward, treatments and update, always on the same batch.
+    """A training step whose parts are timed: forward, backward, treatments and update.
 
     Args:
         model: the network; it is trained.
-        images: ``(B, 3, H, W)``, on the device of the network.
+        images: ``(B, 3, H, W)``, on the device of the network; those of every step until others are set.
         labels: ``(B,)``.
         treatments: callbacks that act on the gradient before the step.
         context: what the forward pass runs in, such as autocast.
@@ -126,15 +134,18 @@ class Step:
         with self.context():
             features = self.model.backbone(self.images)
             watch.split()
-            # cut here, so that the two backward passes are timed apart
-            cut = features.detach().requires_grad_()
-            pooled = self.model.pooling(cut)
+            # cut here and below, so that the three backward passes are timed apart
+            pooling_input = features.detach().requires_grad_()
+            pooled = self.model.pooling(pooling_input)
             watch.split()
-            loss = nn.functional.cross_entropy(self.model.classifier(pooled), self.labels)
+            classifier_input = pooled.detach().requires_grad_()
+            loss = nn.functional.cross_entropy(self.model.classifier(classifier_input), self.labels)
             watch.split()
         loss.backward()
         watch.split()
-        features.backward(cut.grad)
+        pooled.backward(classifier_input.grad)
+        watch.split()
+        features.backward(pooling_input.grad)
         watch.split()
         for treatment in self.treatments:
             treatment.on_before_optimizer_step(self.trainer, self.model, self.optimizer)
@@ -144,10 +155,26 @@ class Step:
         return watch.seconds
 
 
-def time_step(step: Step, repeats: int) -> dict[str, float]:
-    """Median seconds of each of `PARTS`, over `repeats` steps after one that is not counted."""
-    step()
-    return dict(zip(PARTS, map(statistics.median, zip(*(step() for _ in range(repeats)), strict=True)), strict=True))
+def time_step(step: Step, repeats: int, batches: Iterator[Batch] | None = None) -> dict[str, float]:
+    """Median seconds of each of `PARTS`, over `repeats` steps after one that is not counted.
+
+    Args:
+        step: what to time.
+        repeats: how many steps.
+        batches: on the device, one for each step. The time that a step waits for its batch is then the first part,
+            ``loader``: a mean, because loader processes deliver several batches at once and then none for a while.
+    """
+    waits: list[float] = []
+    rounds: list[list[float]] = []
+    for _ in range(repeats + 1):
+        if batches is not None:
+            watch = Stopwatch(step.images.device)
+            step.images, step.labels = next(batches)
+            watch.split()
+            waits += watch.seconds
+        rounds.append(step())
+    loader = {"loader": statistics.mean(waits[1:])} if waits else {}
+    return loader | dict(zip(PARTS, map(statistics.median, zip(*rounds[1:], strict=True)), strict=True))
 
 
 class Stopwatch:
@@ -169,10 +196,12 @@ class Stopwatch:
             torch.cuda.synchronize(self.device)
 
 
-def multiply_adds(model: nn.Module, image: Tensor) -> float:
+def multiply_adds(model: nn.Module, image: Tensor) -> tuple[float, float]:
     """Multiply-adds of a forward pass of one image ``(1, 3, H, W)``, which the papers call FLOPs.
 
-    Eigendecompositions count by formula, `EIGH_MULTIPLY_ADDS`; torch counts them as nothing.
+    Returns:
+        all of them, and those of eigendecompositions: they count by formula, `EIGH_MULTIPLY_ADDS`, torch counts them as
+        nothing. A Newton-Schulz layer has none where it runs by products.
     """
 
     def eigh(shape: Sequence[int], *_: Any, **__: Any) -> int:
@@ -184,7 +213,8 @@ def multiply_adds(model: nn.Module, image: Tensor) -> float:
     with torch.no_grad(), counter:
         model.eval()(image)
     model.train(training)
-    return counter.get_total_flops() / 2
+    decompositions = counter.get_flop_counts()["Global"].get(torch.ops.aten._linalg_eigh, 0)
+    return counter.get_total_flops() / 2, decompositions / 2
 
 
 def peak_memory(device: torch.device) -> float:
@@ -196,36 +226,59 @@ def peak_memory(device: torch.device) -> float:
 
 def report(options: Any, trainer: Any, model: Classifier, data: Any) -> None:
     """Measure and print."""
-    device, rate = trainer.strategy.root_device, None
+    device, precision, loader = trainer.strategy.root_device, trainer.precision_plugin, None
     if side := options["synthetic"]:
         batch = torch.randn(data.batch_size, 3, side, side), torch.randint(model.num_classes, (data.batch_size,))
     else:
         data.prepare_data()
         data.setup("fit")
-        rate, batch = loader_rate(data.train_dataloader(), options["batches"])
-    precision = trainer.precision_plugin
-    images, labels = (tensor.to(device) for tensor in precision.convert_input(batch))
+        loader = data.train_dataloader()
+        batch = next(iter(loader))
+
+    def move(batch: Batch) -> Batch:
+        images, labels = precision.convert_input(batch)
+        return images.to(device), labels.to(device)
+
+    images, labels = move(batch)
     model = precision.convert_module(model).to(device)
     with precision.forward_context():
-        operations = multiply_adds(model, images[:1])
+        operations, decompositions = multiply_adds(model, images[:1])
     treatments = [callback for callback in trainer.callbacks if isinstance(callback, PreSVDTreatment)]
-    seconds = time_step(Step(model, images, labels, treatments, precision.forward_context), options["repeats"])
+    step, repeats = Step(model, images, labels, treatments, precision.forward_context), options["repeats"]
+    if loader is None:
+        seconds = time_step(step, repeats)
+    else:
+        step()  # the first is slow: what the loader would prepare meanwhile would hide how slow it is
+        rate, batches = loader_rate(loader, options["batches"])
+        repeats += -repeats % max(1, loader.num_workers)  # as many batches of each loader process
+        seconds = time_step(step, repeats, map(move, batches))
     total = sum(seconds.values())
 
-    shape = " x ".join(map(str, images.shape))
-    print(f"{device}, one process, {torch.get_num_threads()} threads, torch {torch.__version__}, {trainer.precision}")
-    print(f"batch {shape}, medians of {options['repeats']} steps")
+    print(f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}, {trainer.precision}")
+    print("one process with the whole batch; no checkpoint, accumulation or clipping")
+    print(f"batch {' x '.join(map(str, images.shape))}, medians of {repeats} steps")
     print(f"parameters {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M")
-    print(f"multiply-adds of a forward pass {operations / 1e9:.2f} G an image")
+    print(
+        f"multiply-adds of a forward pass {operations / 1e9:.2f} G an image, "
+        f"{decompositions / 1e9:.2f} G of them in eigendecompositions"
+    )
     print(f"peak memory {peak_memory(device) / 1e9:.2f} GB")
     for part, value in seconds.items():
         print(f"  {part:<20} {value * 1000:9.1f} ms  {value / total:6.1%}")
-    print(f"network {len(images) / total:8.1f} images/s")
-    if rate is not None:
-        print(f"loader  {rate:8.1f} images/s with {data.num_workers} workers, measured without the network")
-        slower, faster = sorted((rate, len(images) / total))
-        name, other = ("loader", "network") if rate == slower else ("network", "loader")
-        print(f"the {name} is the bottleneck: the {other} could do {faster / slower:.1f} times as much")
+    print(f"step    {len(images) / total:8.1f} images/s")
+    if loader is not None:
+        print(bottleneck(len(images) / (total - seconds["loader"]), rate, loader.num_workers))
+
+
+def bottleneck(network: float, loader: float, workers: int) -> str:
+    """Images per second of a network that need not wait and of a loader alone, and which holds the other up."""
+    slower, faster = sorted((loader, network))
+    name, other = ("loader", "network") if loader == slower else ("network", "loader")
+    return (
+        f"network {network:8.1f} images/s, without waiting for the loader\n"
+        f"loader  {loader:8.1f} images/s with {workers} workers, measured without the network\n"
+        f"the {name} is the bottleneck: the {other} could do {faster / slower:.1f} times as much"
+    )
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -70,8 +70,8 @@ def table(times: dict[str, list[Sequence[float]]]) -> Table:
     }
     plain, rows = sum(medians["SVD"].values()), []
     for name, parts in medians.items():
-        forward = parts["backbone forward"] + parts["pooling forward"] + parts["classifier and loss"]
-        backward = parts["backbone backward"] + parts["pooling backward"] + parts["treatments"]
+        forward = sum(value for part, value in parts.items() if part.endswith("forward"))
+        backward = sum(value for part, value in parts.items() if part.endswith("backward")) + parts["treatments"]
         whole = forward + backward + parts["optimizer"]
         cells = [
             f"{forward:.1f}",

@@ -10,11 +10,13 @@ import subprocess
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from lightning_fabric.plugins.environments import SLURMEnvironment
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+"""What a run answers; where it got several, the last of these."""
 
 
 class StoppedBySignal(SystemExit):
@@ -31,12 +33,14 @@ class LastCheckpoint(ModelCheckpoint):
     SIGTERM and SIGUSR1 (which SLURM sends ahead of the time limit, ``#SBATCH --signal=USR1@120``) are answered at the
     end of the training step in progress: the run saves and stops, on all processes at the same step, whichever of them
     got the signal. In a SLURM job, SIGUSR1 also has the job put back into the queue (``scontrol requeue``). In
-    validation a signal waits until the epoch is finished and the next step done; whoever kills the run before that,
-    loses what was trained since the last save, as after SIGKILL. The run goes on with ``--ckpt_path last``: after the
-    saved step, with the next image of the epoch. ``train/top1`` of that epoch is then the mean of the rest of it.
+    validation a signal waits until that is finished; whoever kills the run before, loses what was trained since the
+    last save, as after SIGKILL. The run goes on with ``--ckpt_path last``: after the saved step, with the next image of
+    the epoch. ``train/top1`` of that epoch is then the mean of the rest of it.
 
     Inside an epoch it saves only with data that can be gone on with there (`ImageDataModule`), and not between the
     batches of an accumulated gradient.
+
+    Several processes ask each other for signals once a step: one number, where Lightning waits for the device anyway.
 
     Args:
         every_n_steps: steps between two saves within an epoch; null: none, a killed run repeats its epoch.
@@ -45,12 +49,19 @@ class LastCheckpoint(ModelCheckpoint):
         ValueError: for a period that is not positive.
     """
 
-    def __init__(self, every_n_steps: int | None = None) -> None:
+    def __init__(self, every_n_steps: int | None = 1000) -> None:
         if every_n_steps is not None and every_n_steps < 1:
             raise ValueError(f"last.every_n_steps must be at least 1, got {every_n_steps}")
         super().__init__(filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
         self.every_n_steps = every_n_steps
-        self._received = self._stopping = 0
+        self._received = self._stopping = 0  # indices in SIGNALS, from 1
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit":
+            self._listen()
+        elif SLURMEnvironment.detect():  # a warning for fit; Lightning would save and requeue
+            signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
     def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._listen()
@@ -61,27 +72,38 @@ class LastCheckpoint(ModelCheckpoint):
         if self.every_n_steps is not None and not _resumable(trainer):
             rank_zero_warn("last.every_n_steps is not used: these data cannot be gone on with inside an epoch")
 
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._stopping = self._stopping or self._agree(trainer)  # the epoch before is saved, if there was one
+        self._stop(trainer)
+
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        if self._stopping:  # the step before is saved, and by now logged too
-            raise StoppedBySignal(self._stopping)
+        self._stop(trainer)  # the step before is saved, and by now logged too
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if trainer.fit_loop._should_accumulate():
             return
-        received = self._agreed(trainer)
+        self._stopping = self._agree(trainer)
         inside = batch_idx + 1 < trainer.num_training_batches
         due = self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0
         # at the end of an epoch Lightning goes on with validation, and then saves
-        if inside and (due or received) and _resumable(trainer) and not trainer.fast_dev_run:
+        if inside and (due or self._stopping) and _resumable(trainer) and not trainer.fast_dev_run:
             self._save_checkpoint(trainer, self.format_checkpoint_name({}))
-        if received and inside:
-            if received == signal.SIGUSR1:
-                _requeue(trainer)
-            self._stopping = received
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Lightning 2.6 takes a finished epoch for an interrupted one where ``max_steps`` limits the run."""
+        loop = checkpoint.get("loops", {}).get("fit_loop")
+        epochs = loop["epoch_progress"] if loop else {}
+        if loop and epochs["current"]["processed"] == epochs["current"]["ready"]:
+            for progress in epochs.values():
+                progress["completed"] = progress["processed"]
+            batches = loop["epoch_loop.batch_progress"]
+            batches["current"], batches["is_last_batch"] = dict.fromkeys(batches["current"], 0), False
 
     def _listen(self) -> None:
         """In place of Lightning's handlers, which communicate from within, and save in the middle of a step."""
@@ -89,18 +111,27 @@ class LastCheckpoint(ModelCheckpoint):
             signal.signal(number, self._receive)
 
     def _receive(self, number: int, _: Any) -> None:
-        self._received = number
+        self._received = max(self._received, 1 + SIGNALS.index(signal.Signals(number)))
 
-    def _agreed(self, trainer: pl.Trainer) -> int:
+    def _agree(self, trainer: pl.Trainer) -> int:
         """The signal that any process got, or 0."""
-        if not trainer.strategy.reduce_boolean_decision(self._received != 0, all=False):
-            return 0
-        warned = trainer.strategy.reduce_boolean_decision(self._received == signal.SIGUSR1, all=False)
-        return signal.SIGUSR1 if warned else signal.SIGTERM
+        if trainer.world_size == 1:
+            return self._received
+        received = torch.tensor(self._received, device=trainer.strategy.root_device)
+        return int(trainer.strategy.reduce(received, reduce_op="max"))
+
+    def _stop(self, trainer: pl.Trainer) -> None:
+        if self._stopping:
+            received = SIGNALS[self._stopping - 1]
+            if received == signal.SIGUSR1:
+                _requeue(trainer)
+                trainer.strategy.barrier()  # a process that ends would have the job's others killed
+            raise StoppedBySignal(received)
 
 
 def _resumable(trainer: pl.Trainer) -> bool:
-    return getattr(trainer.datamodule, "resumes_inside_epochs", False)  # type: ignore[attr-defined]
+    fixed = trainer.overfit_batches > 0  # type: ignore[attr-defined] # in an order of Lightning's own
+    return not fixed and getattr(trainer.datamodule, "resumes_inside_epochs", False)  # type: ignore[attr-defined]
 
 
 def _requeue(trainer: pl.Trainer) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ from datamodules.order import Augmented, EpochOrder
 
 UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
 """What Pillow raises for a file that it cannot decode."""
+
+SECONDS_TO_SAVE = 300
+"""Time that a loader process goes on after a SIGTERM: for a step, a validation and a save."""
 
 
 class ImageDataModule(pl.LightningDataModule):
@@ -62,8 +66,7 @@ class ImageDataModule(pl.LightningDataModule):
         images = len(self.train_set)  # type: ignore[arg-type]
         if images < self.batch_size:
             raise ValueError(f"the training set has {images} images, fewer than data.batch_size {self.batch_size}")
-        seed = self._resumed.get("seed", _seed())
-        order = EpochOrder(self.train_set, self._processes, self._rank, seed)
+        order = EpochOrder(self.train_set, self._processes, self._rank, _seed())
         if self.trainer is not None:  # loader processes begin before Lightning tells the epoch
             order.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)
         if self._resumed:
@@ -76,7 +79,7 @@ class ImageDataModule(pl.LightningDataModule):
         loop = self.trainer.fit_loop  # type: ignore[union-attr]
         batches = loop.epoch_loop.batch_progress.current.processed
         return {
-            "seed": self._resumed.get("seed", _seed()),
+            "seed": _seed(),
             "epoch": self.trainer.current_epoch,  # type: ignore[union-attr]
             "batches": batches,
             "batch_size": self.batch_size,
@@ -97,6 +100,7 @@ class ImageDataModule(pl.LightningDataModule):
                 f"data.batch_size is {self.batch_size}, and {size} in the checkpoint, which is from the middle of an "
                 f"epoch: go on with {size}, or from a checkpoint of the end of an epoch"
             )
+        os.environ["PL_GLOBAL_SEED"] = str(state_dict["seed"])  # of the order, and of whatever else draws numbers
         self._resumed = state_dict
 
     def val_dataloader(self) -> DataLoader[Any]:
@@ -130,6 +134,7 @@ class ImageDataModule(pl.LightningDataModule):
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_outlast_signals,
             **options,
         )
 
@@ -170,6 +175,15 @@ class FolderOfImages(Dataset[tuple[Tensor | None, str, str | None]]):
             return self.transform(read_image(path)), str(path), None
         except UNREADABLE as error:
             return None, str(path), reason(error)
+
+
+def _outlast_signals(_: int) -> None:
+    """A signal to all processes of a run is for the main one to answer: it needs its loader to finish and save.
+
+    Whoever wants a single loader process to end gets his way when that time has passed.
+    """
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(SECONDS_TO_SAVE))
 
 
 def _seed() -> int:

@@ -17,7 +17,7 @@
 #SBATCH --open-mode=append           # a requeued job goes on in its log file
 #SBATCH --output=slurm-%j.log
 
-source .venv/bin/activate
+source .venv/bin/activate || exit 1
 export OMP_NUM_THREADS=1                            # the loaders' processes share the cores
 export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK      # srun does not take it over by itself
 # export NCCL_SOCKET_IFNAME=ib0                     # where nodes have several networks: that between them

@@ -25,9 +25,9 @@ def test_rows_are_medians_beside_the_published_figures():
     gcp = [[0.002] * len(PARTS) + [0.005]] * 3
     first, second = rows(networks, {networks[0].name: gap, networks[1].name: gcp})
     assert first[0] == "ResNet18 + GAP"
-    assert first[3:] == ["3.50 / 0.77", "1.00 / 1.00", "2.00 / 0.60", "1.00 / 1.00", "28.6%", ""]
+    assert first[3:] == ["4.00 / 0.77", "1.00 / 1.00", "2.00 / 0.60", "1.00 / 1.00", "25.0%", ""]
     assert second[1] == "19.60 / 19.60"
-    assert second[3:] == ["7.00 / 1.21", "2.00 / 1.57", "2.50 / 0.85", "1.25 / 1.42", "28.6%", ""]
+    assert second[3:] == ["8.00 / 1.21", "2.00 / 1.57", "2.50 / 0.85", "1.25 / 1.42", "25.0%", ""]
 
 
 def test_command(capsys):

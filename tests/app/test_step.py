@@ -14,16 +14,24 @@ def test_multiply_adds_are_the_published_ones():
     # CVPR 2020, supplement, table 1: 1.81 G and 11.69 M, 3.11 G and 19.60 M (which has a little more than we know of)
     for meta_layer, operations, parameters in (("gap", 1.81e9, 11.69e6), ("isqrt-cov", 3.11e9, 19.60e6)):
         model = Classifier(1000, "resnet18", meta_layer, dim=128)
-        assert multiply_adds(model, torch.zeros(1, 3, 224, 224)) == pytest.approx(operations, rel=0.01)
+        assert multiply_adds(model, torch.zeros(1, 3, 224, 224))[0] == pytest.approx(operations, rel=0.01)
         assert sum(p.numel() for p in model.parameters()) == pytest.approx(parameters, rel=0.006)
 
 
 def test_decompositions_are_counted_by_formula():
     class Decomposition(nn.Module):
         def forward(self, x):
-            return torch.linalg.eigh(x)[0]
+            return torch.linalg.eigh(x @ x)[0]
 
-    assert multiply_adds(Decomposition(), torch.eye(6).expand(5, 6, 6)) == 5 * 4.5 * 6**3
+    decompositions = 5 * 4.5 * 6**3
+    matrices = torch.eye(6).expand(5, 6, 6)
+    assert multiply_adds(Decomposition(), matrices) == (decompositions + 5 * 6**3, decompositions)
+
+
+def test_the_route_of_a_layer_shows_in_its_multiply_adds():
+    for route, decomposes in (("eigenbasis", True), ("products", False)):
+        model = Classifier(6, "compact", dim=8, meta_options={"route": route})
+        assert (multiply_adds(model, torch.zeros(1, 3, 32, 32))[1] > 0) == decomposes
 
 
 def test_a_step_is_a_step_of_training():
@@ -37,7 +45,7 @@ def test_a_step_is_a_step_of_training():
     assert all(not torch.equal(p, q) for p, q in zip(before, model.parameters(), strict=True))
 
 
-def test_the_two_backward_passes_are_the_whole():
+def test_the_three_backward_passes_are_the_whole():
     torch.manual_seed(0)
     images, labels = torch.randn(4, 3, 32, 32), torch.arange(4)
     models = [Classifier(6, "compact", dim=8, optimizer=lambda params: torch.optim.SGD(params, lr=0)) for _ in range(2)]
@@ -47,6 +55,32 @@ def test_the_two_backward_passes_are_the_whole():
     loss.backward()
     for p, q in zip(models[0].parameters(), models[1].parameters(), strict=True):
         torch.testing.assert_close(p.grad, q.grad)
+
+
+class Sleep(torch.autograd.Function):
+    @staticmethod
+    def forward(context, x, forward, backward):
+        context.backward = backward
+        time.sleep(forward)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(context, gradient):
+        time.sleep(context.backward)
+        return gradient, None, None
+
+
+@pytest.mark.parametrize("module", ["backbone", "pooling", "classifier"])
+@pytest.mark.parametrize("meta_layer", ["gap", "svd-exact"])
+def test_time_is_booked_where_it_is_spent(module, meta_layer):
+    model = Classifier(6, "compact", meta_layer, dim=8)
+    step = Step(model, torch.randn(4, 3, 32, 32), torch.arange(4))
+    before = time_step(step, repeats=3)
+    getattr(model, module).register_forward_hook(lambda _module, _inputs, output: Sleep.apply(output, 0.05, 0.1))
+    added = {part: seconds - before[part] for part, seconds in time_step(step, repeats=3).items()}
+    for part, seconds in added.items():
+        expected = {f"{module} forward": 0.05, f"{module} backward": 0.1}.get(part, 0)
+        assert seconds == pytest.approx(expected, abs=0.03), part
 
 
 class Slow(torch.utils.data.Dataset):
@@ -61,24 +95,56 @@ class Slow(torch.utils.data.Dataset):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_loader_rate_is_no_faster_than_the_loader(workers):
     loader = torch.utils.data.DataLoader(Slow(), batch_size=2, num_workers=workers, persistent_workers=workers > 0)
-    rate, first = loader_rate(loader, 6)  # more than an epoch
-    assert first[1].tolist() == [0, 1]
+    rate, batches = loader_rate(loader, 6)  # more than an epoch
     # what was prepared before the clock started may be one batch a worker
     assert 0 < rate <= max(workers, 1) / 0.02 * (6 / (6 - workers))
+    assert next(batches)[1].tolist() == [6, 7]  # the last of the second or the third epoch
+
+
+class Busy:
+    """A step that lasts `seconds`."""
+
+    images, labels = torch.zeros(1), None
+
+    def __init__(self, seconds):
+        self.seconds = seconds
+
+    def __call__(self):
+        time.sleep(self.seconds)
+        return [self.seconds] * len(PARTS)
+
+
+@pytest.mark.parametrize(
+    ("workers", "seconds", "shortest", "longest"),
+    [
+        (0, 0.1, 0.04, 0.06),  # two images, each 0.02 s
+        (2, 0.1, 0, 0.02),  # they are ready
+        (2, 0.0, 0.015, 0.035),  # each of the two delivers a batch every 0.04 s
+    ],
+)
+def test_the_loader_costs_what_a_step_waits_for_it(workers, seconds, shortest, longest):
+    images = torch.utils.data.ConcatDataset([Slow()] * 20)
+    loader = torch.utils.data.DataLoader(images, batch_size=2, num_workers=workers, persistent_workers=workers > 0)
+    _, batches = loader_rate(loader, 1)
+    parts = time_step(Busy(seconds), 6, batches)
+    assert tuple(parts) == ("loader", *PARTS)
+    assert shortest <= parts["loader"] <= longest
 
 
 def test_command(demo, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     flags = ["--step", "--config", str(demo), "--repeats", "1", "--data.batch_size", "8"]
-    bench.main([*flags, "--batches", "2"])
+    bench.main([*flags, "--batches", "2", "--data.num_workers", "2"])
     output = capsys.readouterr().out
-    assert all(part in output for part in PARTS)
-    assert "batch 8 x 3 x 48 x 48" in output
+    assert all(f"  {part} " in output for part in ("loader", *PARTS))
+    shares = [float(share) for share in re.findall(r" ms +([0-9.]+)%", output)]
+    assert sum(shares) == pytest.approx(100, abs=0.05 * len(shares))
+    assert "batch 8 x 3 x 48 x 48, medians of 2 steps" in output  # as many as loader processes
     assert "the network is the bottleneck" in output
     bench.main([*flags, "--synthetic", "32", "--model.meta_layer", "gap"])
     output = capsys.readouterr().out
     assert "batch 8 x 3 x 32 x 32" in output
-    assert "bottleneck" not in output
+    assert "loader" not in output
     assert not (tmp_path / "runs").exists()
     bench.main([*flags, "--synthetic", "32", "--trainer.precision", "bf16-true", "--model.init_from", "none.ckpt"])
     assert "bf16-true" in capsys.readouterr().out

@@ -99,3 +99,13 @@ def test_half_precision_on_a_cpu_is_bfloat16(main, demo, caplog):
     with pytest.warns(UserWarning, match="AMP with fp16 is not supported on CPU"):
         assert main("fit", "--config", demo, "--trainer.precision", "16-mixed", *SHORT) == 0
     assert "bfloat16 Automatic Mixed Precision" in caplog.text
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="float16 needs a GPU")
+@pytest.mark.parametrize("name", [*POOLINGS, *WHITENINGS])
+def test_float16_on_a_gpu(name, main, demo, watched):
+    gpu = ("--trainer.accelerator", "gpu", "--trainer.devices", 1, "--trainer.precision", "16-mixed")
+    assert main("fit", "--config", demo, *SHORT, *gpu, *{**POOLINGS, **WHITENINGS}[name]) == 0
+    assert torch.float16 not in watched.of(*PRODUCTS, *DECOMPOSITIONS)
+    if name != "gap":
+        assert torch.float16 in watched.of("_to_copy")

@@ -102,9 +102,8 @@ def test_both_nodes_stop_and_go_on(two_nodes, scalars, tmp_path):
     status, seen = two_nodes()
     assert status == [WARNED, WARNED]
     assert (tmp_path / "asked").read_text() == "requeue 4711\n"
-    # srun --kill-on-bad-exit ends the others when one ends: too early for whoever is about to ask
-    assert min(seen.values()) > (tmp_path / "asked").stat().st_mtime
-    assert seen[0] > (tmp_path / "answered").stat().st_mtime
+    # srun --kill-on-bad-exit ends the others when one ends: too early for whoever still asks
+    assert min(seen.values()) > (tmp_path / "answered").stat().st_mtime
 
     assert two_nodes(SLURM_RESTART_COUNT="1")[0] == [0, 0]  # the step of the warning is behind it
     folder = tmp_path / "runs/demo/version_4711"

@@ -43,13 +43,15 @@ class Poison(pl.Callback):
 
 
 class Signal(pl.Callback):
-    """Sends this process a signal: in a step of training, or in validation after an epoch."""
+    """Sends this process and its loader processes a signal: in a step of training, or in validation after an epoch."""
 
     def __init__(self, step: int, number: int, rank: int = 0, in_validation: bool = False):
         self.step, self.number, self.rank, self.in_validation = step, number, rank, in_validation
 
     def send(self, trainer):
         if trainer.global_step == self.step and trainer.global_rank == self.rank and not trainer.sanity_checking:
+            for process in multiprocessing.active_children() if self.number != signal.SIGKILL else ():
+                os.kill(process.pid, self.number)
             os.kill(os.getpid(), self.number)
 
     def on_before_backward(self, trainer, module, loss):

@@ -29,8 +29,9 @@ def whole(train, small, tmp_path_factory):
     [
         (signal.SIGTERM, 5, False, 0, 6),  # the step in progress is finished
         (signal.SIGUSR1, 5, False, 2, 6),
-        (signal.SIGTERM, 3, False, 0, 5),  # the last step of an epoch: validation, the end of the epoch, one step
-        (signal.SIGTERM, 8, True, 2, 9),
+        (signal.SIGTERM, 5, False, 2, 6),
+        (signal.SIGTERM, 3, False, 0, 4),  # the last step of an epoch: validation and the end of the epoch
+        (signal.SIGTERM, 8, True, 2, 8),
     ],
 )
 def test_a_stopped_run_goes_on_as_if_it_had_not_been(
@@ -71,6 +72,37 @@ def test_accumulated_batches_are_not_torn_apart(main, small, same, tmp_path):
     assert same(small.read(tmp_path, 1), small.read(tmp_path))
 
 
+PLATEAU = {"": "pytorch_lightning.cli.ReduceLROnPlateau", ".monitor": "val/loss", ".patience": 0, ".threshold": 10.0}
+
+
+@pytest.mark.parametrize(
+    ("options", "step"),
+    [
+        # each epoch divides the rate by ten; stopped inside an epoch, and between two
+        ({f"--model.lr_scheduler{key}": value for key, value in PLATEAU.items()}, 5),
+        ({f"--model.lr_scheduler{key}": value for key, value in PLATEAU.items()}, 3),
+        ({"--trainer.max_steps": 12, "--trainer.max_epochs": -1}, 3),
+        ({"--trainer.max_steps": 12, "--trainer.max_epochs": -1}, 5),
+        ({"--data.batch_size": 9}, 1),  # one step an epoch
+        ({"--trainer.val_check_interval": 2}, 5),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, dict) else str(value),
+)
+def test_other_runs_go_on_too(main, small, same, tmp_path, options, step):
+    start = (*small.start, *(part for pair in options.items() for part in pair))
+    assert main(*start) == 0
+    assert main(*start, *small.fault("Signal", step=step, number=15)) == 143
+    assert small.read(tmp_path, 1)["global_step"] == step + 1
+    assert main(*start, *RESUME) == 0
+    assert same(small.read(tmp_path, 1), small.read(tmp_path))
+
+
+def test_batches_in_an_order_of_lightnings_own_are_not_gone_on_with_inside(main, small, tmp_path):
+    start = (*small.start, "--trainer.overfit_batches", 3, "--trainer.limit_val_batches", 0)
+    assert main(*start, *small.fault("Signal", step=4, number=15)) == 143
+    assert small.read(tmp_path)["global_step"] == 3
+
+
 def test_two_processes_stop_together_and_one_goes_on(train, main, small, whole, tmp_path):
     fault = small.fault("Signal", step=5, number=15, rank=1)
     run = train(*small.start, *small.two, *fault, cwd=tmp_path)
@@ -81,12 +113,21 @@ def test_two_processes_stop_together_and_one_goes_on(train, main, small, whole, 
     assert small.read(tmp_path)["global_step"] == whole["global_step"]
 
 
-def test_slurm_requeues_and_goes_on(main, small, whole, same, tmp_path, monkeypatch):
+@pytest.fixture
+def job(tmp_path, monkeypatch):
+    """A SLURM job; what ``scontrol`` was asked for is returned."""
     for name, value in task(77).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("PATH", with_scontrol(tmp_path))
-    assert main(*small.start, *small.fault("Signal", step=5, number=10)) == 138
-    assert (tmp_path / "asked").read_text() == "requeue 77\n"
+    asked = tmp_path / "asked"
+    return lambda: asked.read_text() if asked.exists() else ""
+
+
+def test_slurm_requeues_and_goes_on(main, small, whole, same, tmp_path, monkeypatch, job):
+    # the time limit ends what the warning did not
+    faults = (*small.fault("Signal", step=5, number=10), *small.fault("Signal", step=5, number=15))
+    assert main(*small.start, *faults) == 138
+    assert job() == "requeue 77\n"
     config = small.last(tmp_path, version=77).parents[1] / "config.yaml"
     assert config.is_file()
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
@@ -94,6 +135,34 @@ def test_slurm_requeues_and_goes_on(main, small, whole, same, tmp_path, monkeypa
     assert same(small.read(tmp_path, version=77), whole)
     assert config.parent.parent == tmp_path / "runs/run"
     assert len(list(config.parents[1].iterdir())) == 1
+
+
+def test_a_requeued_job_goes_on_with_its_own_run(main, small, tmp_path, monkeypatch, job):
+    """... and not once more with the checkpoint that the first start was given."""
+    assert main(*small.start, "--trainer.max_epochs", 1, "--trainer.logger.version", 0) == 0
+    start = (*small.start, "--ckpt_path", small.last(tmp_path))
+    assert main(*start, *small.fault("Signal", step=6, number=10)) == 138
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert main(*start, *small.fault("Signal", step=5, number=15)) == 0  # a step that it does not come through again
+
+
+def test_a_second_run_of_a_job_does_not_replace_the_first(main, small, tmp_path, job, error):
+    short = (*small.start, "--trainer.max_epochs", 1)
+    assert main(*short) == 0
+    assert main(*short, "--model.meta_layer", "gap") == 1
+    assert "job 77 has a run in runs/run/version_77 already: " in error()
+    assert main(*short, "--model.meta_layer", "gap", "--trainer.logger.version", 1) == 0
+    # a file of Lightning's own requeue
+    small.last(tmp_path, 77).rename(tmp_path / "hpc_ckpt_1.ckpt")
+    assert main("validate", *small.start[1:]) == 1
+    assert "hpc_ckpt_1.ckpt would be loaded, wherever it is from" in error()
+
+
+def test_a_warning_does_not_requeue_a_test(main, small, tmp_path, job):
+    assert main(*small.start, "--trainer.max_epochs", 1) == 0
+    start = ("validate", *small.start[1:], "--ckpt_path", "best", "--trainer.logger.version", 77)
+    assert main(*start, *small.fault("Signal", step=4, number=10, in_validation="true")) == 0
+    assert job() == ""
 
 
 def test_another_batch_size_inside_an_epoch_is_refused(main, small, tmp_path, error):
