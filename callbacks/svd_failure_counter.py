@@ -39,8 +39,8 @@ class SVDFailureCounter(pl.Callback):
 
     The same failures give the same totals on any number of processes. Where all decompose the same matrix, as in a
     decorrelated batch norm with ``synchronised`` statistics, it is counted once, and so are the batches that all share:
-    in place of the sum stands the largest count of any process. Only ``silently_wrong`` depends on the processes, as
-    each checks a sample of its own batches.
+    in place of the sum stands the largest count of any process. Only ``silently_wrong``, a part of the failures,
+    depends on the processes: each checks a sample of its own matrices.
     """
 
     def __init__(self) -> None:
