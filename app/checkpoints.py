@@ -7,6 +7,8 @@ The names here are ``backbone.<torchvision's name>``, ``pooling.reduction.0`` (1
 from __future__ import annotations
 
 import re
+import warnings
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -156,7 +158,12 @@ def read_checkpoint(path: str | Path) -> Any:
     if not Path(path).is_file():
         raise ValueError(f"{path or 'an empty name'} is no file")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        # torch does not look at the checksums
+        if zipfile.is_zipfile(path) and (damaged := zipfile.ZipFile(path).testzip()):
+            raise zipfile.BadZipFile(damaged)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged or hostile file provokes
         raise ValueError(f"{path} cannot be read safely as a file of torch ({type(error).__name__})") from error
 
