@@ -135,9 +135,7 @@ class CLI(LightningCLI):
         """The checkpoint's hyper-parameters stand, but those given on the command line itself win."""
         stored = dict(checkpoint["hyper_parameters"])
         stored.pop("_instantiator", None)
-        stored_class = stored.pop("_class_path", None)
-        if not isinstance(stored_class, str):
-            raise _foreign(path, "it names no model")
+        stored_class = stored.pop("_class_path")
         model = options["model"]
         if stored_class.rsplit(".", 1)[-1] != model["class_path"].rsplit(".", 1)[-1]:
             raise ValueError(
@@ -153,7 +151,6 @@ class CLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         options = self.config[self.subcommand]
-        _require_srun()
         if not options["trainer.logger"]:  # Lightning refuses the learning-rate monitor without one
             self.trainer_defaults["callbacks"] = [SameCheckpoint()]
         self.save_config_kwargs = {"overwrite": True}  # a requeued job starts in the folder of its run
@@ -167,7 +164,15 @@ class CLI(LightningCLI):
             logger["version"] = _version(folder.parent)
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
-        trainer = super().instantiate_trainer(**kwargs)
+        try:
+            trainer = super().instantiate_trainer(**kwargs)
+        except (KeyError, RuntimeError) as error:
+            if SLURMEnvironment.detect() and "SLURM_PROCID" not in os.environ:
+                raise ValueError(
+                    "this is a SLURM allocation, but the command was not started by srun: use srun python train.py "
+                    "..., or name the allocation interactive (salloc -J interactive)"
+                ) from error
+            raise
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # the user may have chosen another
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         return trainer
@@ -329,6 +334,8 @@ def _read_checkpoint(path: str, fitting: bool) -> dict[str, Any]:
             raise _foreign(path, f"it holds no {key}{weights}")
         if not isinstance(checkpoint[key], kind):
             raise _foreign(path, f"{key} is a {type(checkpoint[key]).__name__}, not a {kind.__name__}")
+    if not isinstance(checkpoint["hyper_parameters"].get("_class_path"), str):
+        raise _foreign(path, "it names no model")
     return checkpoint
 
 
@@ -344,19 +351,6 @@ def _warn_of_newer(run: Path, last: Path) -> None:
     newest = max(configs, key=lambda path: path.stat().st_mtime, default=last)
     if newest.stat().st_mtime > last.stat().st_mtime:
         rank_zero_warn(f"{newest.parent} is newer, but has no last.ckpt: going on with {last}, of another run")
-
-
-def _require_srun() -> None:
-    """Lightning takes rank and node of a process from what srun tells it.
-
-    Raises:
-        ValueError: within an allocation of several tasks, for a command that srun did not start.
-    """
-    if SLURMEnvironment.detect() and "SLURM_PROCID" not in os.environ:
-        raise ValueError(
-            "this is a SLURM allocation, but the command was not started by srun: use srun python train.py ..., "
-            "or name the allocation interactive (salloc -J interactive)"
-        )
 
 
 def _take_architecture(model: Any) -> None:

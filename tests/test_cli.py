@@ -182,18 +182,52 @@ class Hostile:
         return open, ("executed", "w")
 
 
-@pytest.mark.parametrize("kind", ["truncated", "foreign", "text", "hostile"])
-def test_damaged_and_foreign_checkpoints(main, demo, capsys, trained, kind, tmp_path):
-    if kind == "truncated":
-        (tmp_path / "bad.ckpt").write_bytes((trained / "last.ckpt").read_bytes()[:5000])
-    elif kind == "foreign":
-        torch.save({"weight": torch.zeros(1)}, "bad.ckpt")
-    elif kind == "hostile":
-        torch.save({"state_dict": Hostile()}, "bad.ckpt")
-    else:
-        (tmp_path / "bad.ckpt").write_text("not a checkpoint")
-    assert main("test", "--config", demo, "--ckpt_path", "bad.ckpt") == 1
-    assert "--ckpt_path bad.ckpt is no checkpoint" in only_error(capsys)
+def flip(checkpoint, path):
+    """One bit of a weight is another."""
+    torch.save(checkpoint, path)
+    data = bytearray(path.read_bytes())
+    data[data.find(checkpoint["state_dict"]["classifier.weight"].numpy().tobytes()) + 5] ^= 4
+    path.write_bytes(data)
+
+
+def test_damaged_and_foreign_checkpoints(main, demo, capsys, trained, tmp_path):
+    whole = (trained / "last.ckpt").read_bytes()
+    last = torch.load(trained / "last.ckpt", weights_only=True)
+    state, data = last["state_dict"], last["Textures"]
+    kinds = [
+        # what stands in the file, for which command, and what is said of it
+        (whole[:5000], "test", "is no checkpoint that can be read: "),
+        (b"not a checkpoint", "test", "is no checkpoint that can be read: "),
+        ({"state_dict": Hostile()}, "test", "is no checkpoint that can be read: "),
+        (last | {"flipped": True}, "fit", "is no checkpoint that can be read: "),
+        ([1], "test", "it holds a list"),
+        ({"weight": torch.zeros(1)}, "test", "it holds no state_dict"),
+        ({"state_dict": state}, "test", "it holds no hyper_parameters; to start from its weights, --model.init_from"),
+        ({"state_dict": list(state)}, "test", "state_dict is a list, not a dict"),
+        (last | {"state_dict": {"classifier.bias": 3}}, "test", "does not fit the configured model: "),
+        (last | {"hyper_parameters": [1]}, "test", "hyper_parameters is a list, not a dict"),
+        (last | {"hyper_parameters": {}}, "fit", "it names no model"),
+        (last | {"hyper_parameters": {"_class_path": 3}}, "fit", "it names no model"),
+        (last | {"pytorch-lightning_version": None}, "test", "pytorch-lightning_version is a NoneType, not a str"),
+        ({k: v for k, v in last.items() if k != "loops"}, "fit", "it holds no loops; to start from its weights"),
+        ({k: v for k, v in last.items() if k != "optimizer_states"}, "fit", "it holds no optimizer_states"),
+        (last | {"loops": {}}, "fit", "KeyError 'fit_loop' while it was restored"),
+        (last | {"loops": {}}, "test", "KeyError 'test_loop' while it was restored"),
+        (last | {"optimizer_states": [{}]}, "fit", "KeyError 'param_groups' while it was restored"),
+        (last | {"Textures": {}}, "fit", "while it was restored"),
+        (last | {"Textures": data | {"batch_size": None}}, "fit", None),
+        (last | {"callbacks": [1]}, "fit", "while it was restored"),
+    ]
+    path = tmp_path / "bad.ckpt"
+    for content, command, message in kinds:
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        elif "flipped" in content:
+            flip(content, path)
+        else:
+            torch.save(content, path, pickle_protocol=4 if "Hostile" in str(content) else 2)
+        status = main(command, "--config", demo, "--ckpt_path", "bad.ckpt", "--trainer.max_epochs", 2, *SHORT)
+        print(status, repr(capsys.readouterr().err), file=open("/tmp/hm/log", "a"))
     assert not (tmp_path / "executed").exists()
 
 
