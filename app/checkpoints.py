@@ -101,7 +101,7 @@ def weights_for(network: nn.Module, path: str, *, resnet: bool) -> dict[str, Ten
     except ValueError as error:
         raise ValueError(f"model.init_from: {error}: give another file, or null for random weights") from error
     name = "classifier.weight"
-    if name in state:
+    if name in state and state[name].ndim == 2:
         state[name] = _for_upper_triangle(state[name], network.get_parameter(name).shape[1])
     return state
 
@@ -179,6 +179,9 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         state = state["state_dict"]
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise ValueError(f"{path} holds no dictionary of tensors")
+    for name, tensor in state.items():
+        if tensor.layout is not torch.strided or tensor.is_complex() or tensor.is_meta:
+            raise ValueError(f"{path}: {name} is no ordinary tensor of real numbers")
     return state
 
 
