@@ -69,6 +69,9 @@ class Parser(LightningArgumentParser):
             raise ex
         if "Problems parsing config" in message:
             message = f"{' '.join(_given_files(sys.argv[1:]))} is no valid YAML: {message}"
+        given = {argument.partition("=")[0] for argument in sys.argv}
+        if (key := re.search(r'Parser key "(\w+)"', message)) and f"--{key[1]}" in given:
+            message = message.replace(key[0], f'Parser key "--{key[1]}"')
         fail(message, status=2)
 
 

@@ -133,7 +133,7 @@ def one_line(message: str) -> str:
     text = re.sub(r"- Expected a <class '(\w+)'>", r"expected \1,", text)
     text = re.sub(r"Given value:", "got", text)
     text = re.sub(r'Parser key "([^"]+)": ?', r"\1: ", text)
-    return " ".join(re.sub(r"(^|: )- ", r"\1", text.strip()).split())
+    return re.sub(r"(^|: )- ", r"\1", " ".join(text.split()))
 
 
 def _first_sentence(text: str) -> str:

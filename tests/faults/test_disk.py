@@ -49,7 +49,7 @@ def test_a_full_disk_while_logging(main, small, disk, error):
     folder = disk("8m")
     logger = ("--trainer.logger.save_dir", folder, "--trainer.logger.dict_kwargs", "{max_queue: 1, flush_secs: 0}")
     # nothing is saved before the log is written: epochs of 9 steps
-    fault = small.fault("Fill", step=2, folder=folder)
+    fault = small.fault("Fill", step=2, folder=folder, log="true")
     assert main(*small.start, *logger, "--data.batch_size", 1, *fault) == 1
     assert f"the log in {folder}/run could not be written: No space left on device" in error()
 
