@@ -136,7 +136,10 @@ def load_torchvision_weights(backbone: Backbone, name: str, weights: str) -> Non
         weights: a local file, or torchvision's name of the weights.
     """
     if Path(weights).is_file():
-        state = read_state_dict(weights)
+        try:
+            state = read_state_dict(weights)
+        except ValueError as error:
+            raise ValueError(f"model.weights: {error}: give another file, or null for random weights") from error
     else:
         try:
             known = models.get_model_weights(name)

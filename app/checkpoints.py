@@ -7,6 +7,8 @@ The names here are ``backbone.<torchvision's name>``, ``pooling.reduction.0`` (1
 from __future__ import annotations
 
 import re
+import warnings
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -99,7 +101,7 @@ def weights_for(network: nn.Module, path: str, *, resnet: bool) -> dict[str, Ten
     except ValueError as error:
         raise ValueError(f"model.init_from: {error}: give another file, or null for random weights") from error
     name = "classifier.weight"
-    if name in state:
+    if name in state and state[name].ndim == 2:
         state[name] = _for_upper_triangle(state[name], network.get_parameter(name).shape[1])
     return state
 
@@ -156,7 +158,12 @@ def read_checkpoint(path: str | Path) -> Any:
     if not Path(path).is_file():
         raise ValueError(f"{path or 'an empty name'} is no file")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        # torch does not look at the checksums
+        if zipfile.is_zipfile(path) and (damaged := zipfile.ZipFile(path).testzip()):
+            raise zipfile.BadZipFile(damaged)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged or hostile file provokes
         raise ValueError(f"{path} cannot be read safely as a file of torch ({type(error).__name__})") from error
 
@@ -172,6 +179,9 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         state = state["state_dict"]
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise ValueError(f"{path} holds no dictionary of tensors")
+    for name, tensor in state.items():
+        if tensor.layout is not torch.strided or tensor.is_complex() or tensor.is_meta:
+            raise ValueError(f"{path}: {name} is no ordinary tensor of real numbers")
     return state
 
 

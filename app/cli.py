@@ -16,7 +16,7 @@ from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.plugins.environments import SLURMEnvironment
 from pytorch_lightning.plugins.io import TorchCheckpointIO
-from pytorch_lightning.utilities import rank_zero_info
+from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 import app.classifier  # noqa: F401 - importing makes the classes known by their short names
@@ -25,7 +25,15 @@ import datamodules  # noqa: F401
 from app.backbones import BACKBONES
 from app.checkpoint_io import AtomicCheckpointIO
 from app.checkpoints import read_checkpoint
-from app.errors import describe, fail, one_line, print_newline_after_progress_bar, wants_traceback
+from app.errors import (
+    describe,
+    errors_of_threads,
+    fail,
+    one_line,
+    passed,
+    print_newline_after_progress_bar,
+    wants_traceback,
+)
 from app.processes import SameCheckpoint, leave_process_group
 
 OPTIONS_OF = {"meta_layer": "meta_options", "decorrelation": "decorrelation_options"}
@@ -36,6 +44,15 @@ ARCHITECTURE = {"backbone", "dim", "spectral_dtype", "downsampling", "stem", *OP
 
 WEIGHTS = {"weights", "init_from"}
 """Arguments of the model that say where its weights come from."""
+
+NEEDED = {"state_dict": dict, "hyper_parameters": dict, "pytorch-lightning_version": str}
+"""What every checkpoint of this program holds."""
+
+NEEDED_TO_GO_ON = {"loops": dict, "optimizer_states": list, "lr_schedulers": list}
+"""What else ``fit`` needs."""
+
+RESTORING = ("checkpoint_connector.py", ("restore", "_restore", "resume"))
+"""Where Lightning takes a checkpoint apart: a file, and the beginnings of the names of functions."""
 
 PATIENCE = 5.0
 """Seconds that the processes of a failed run have to end."""
@@ -52,6 +69,9 @@ class Parser(LightningArgumentParser):
             raise ex
         if "Problems parsing config" in message:
             message = f"{' '.join(_given_files(sys.argv[1:]))} is no valid YAML: {message}"
+        given = {argument.partition("=")[0] for argument in sys.argv}
+        if (key := re.search(r'Parser key "(\w+)"', message)) and f"--{key[1]}" in given:
+            message = message.replace(key[0], f'Parser key "--{key[1]}"')
         fail(message, status=2)
 
 
@@ -97,7 +117,8 @@ class CLI(LightningCLI):
             return
         if not Path(path).is_file():
             raise FileNotFoundError(f"--ckpt_path {path} does not exist")
-        self._take_hyperparameters(_read_checkpoint(path), options, path)
+        checkpoint = _read_checkpoint(path, fitting=self.config["subcommand"] == "fit")
+        self._take_hyperparameters(checkpoint, options, path)
 
     def _find(self, which: str, options: Any) -> str | None:
         """The newest ``last`` or ``best`` checkpoint of this run: of the version that is given, else of all."""
@@ -107,6 +128,7 @@ class CLI(LightningCLI):
         if found:
             if fitting and which == "last" and versions:
                 _logger_arguments(options)["version"] = _version(found[-1].parents[1])
+                _warn_of_newer(run, found[-1])
             return str(found[-1])
         if not fitting:
             raise FileNotFoundError(f"--ckpt_path {which}: no checkpoint below {run}")
@@ -115,11 +137,9 @@ class CLI(LightningCLI):
 
     def _take_hyperparameters(self, checkpoint: dict[str, Any], options: Any, path: str) -> None:
         """The checkpoint's hyper-parameters stand, but those given on the command line itself win."""
-        stored = dict(checkpoint.get("hyper_parameters", {}))
+        stored = dict(checkpoint["hyper_parameters"])
         stored.pop("_instantiator", None)
-        stored_class = stored.pop("_class_path", None)
-        if stored_class is None:
-            raise ValueError(f"--ckpt_path {path} was not written by this program: it names no model")
+        stored_class = stored.pop("_class_path")
         model = options["model"]
         if stored_class.rsplit(".", 1)[-1] != model["class_path"].rsplit(".", 1)[-1]:
             raise ValueError(
@@ -148,16 +168,37 @@ class CLI(LightningCLI):
             logger["version"] = _version(folder.parent)
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
-        trainer = super().instantiate_trainer(**kwargs)
+        try:
+            trainer = super().instantiate_trainer(**kwargs)
+        except (KeyError, RuntimeError) as error:
+            if SLURMEnvironment.detect() and "SLURM_PROCID" not in os.environ:
+                raise ValueError(
+                    "this is a SLURM allocation, but the command was not started by srun: use srun python train.py "
+                    "..., or name the allocation interactive (salloc -J interactive)"
+                ) from error
+            raise
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # the user may have chosen another
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         return trainer
 
     def _run_subcommand(self, subcommand: str) -> None:
+        if callable(signal.getsignal(signal.SIGINT)):  # until here train.py answered; nohup's ignoring stays
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        options = self.config[subcommand]
         try:
-            super()._run_subcommand(subcommand)
-        except BaseException:
+            with errors_of_threads(str(_run_folder(options))):
+                super()._run_subcommand(subcommand)
+        except BaseException as error:
             _end_processes(self.trainer)
+            if isinstance(error.__context__ if isinstance(error, SystemExit) else error, KeyboardInterrupt):
+                goes_on = ": --ckpt_path last goes on after the last save" if subcommand == "fit" else ""
+                print(f"interrupted{goes_on}", file=sys.stderr)
+                sys.exit(128 + signal.SIGINT)
+            if isinstance(error, SIGTERMException) and subcommand != "fit":
+                print("stopped by SIGTERM", file=sys.stderr)
+                sys.exit(128 + signal.SIGTERM)
+            if isinstance(error, LookupError | TypeError | AttributeError) and passed(error, *RESTORING):
+                raise _foreign(options["ckpt_path"], f"{type(error).__name__} {error} while it was restored") from error
             raise
 
     def after_fit(self) -> None:
@@ -165,12 +206,13 @@ class CLI(LightningCLI):
         log_dir = self.trainer.log_dir  # a broadcast: every process takes part
         if not self.trainer.is_global_zero:
             return
-        if "val/top1" not in self.trainer.callback_metrics:
-            print(f"no epoch was finished (epoch {self.trainer.current_epoch}, max_epochs {self.trainer.max_epochs})")
+        done, top1 = self.trainer.current_epoch, self.trainer.callback_metrics.get("val/top1")
+        if not done:
+            print(f"no epoch was finished (max_epochs {self.trainer.max_epochs})")
             return
         checkpoint = self.trainer.checkpoint_callback
         best = getattr(checkpoint, "best_model_score", None)
-        parts = [f"validation top-1 {self.trainer.callback_metrics['val/top1']:.4f}"]
+        parts = [f"{done} epochs done, no validation now" if top1 is None else f"validation top-1 {top1:.4f}"]
         if checkpoint is not None and best is not None:
             parts[0] += f" (best {best:.4f})"
             parts += [f"checkpoint {_relative(checkpoint.best_model_path)}"]
@@ -218,11 +260,9 @@ def main(cli: type[CLI] = CLI) -> None:
         rank_zero_info(f"stopped by {name}: --ckpt_path last goes on where the run was saved")
         leave_process_group()
         raise
-    except SystemExit as end:
-        if isinstance(end.__context__, KeyboardInterrupt):
-            print("interrupted: --ckpt_path last goes on after the last save", file=sys.stderr)
-            sys.exit(128 + signal.SIGINT)
-        raise
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
     except Exception as error:
         if wants_traceback():
             raise
@@ -301,14 +341,41 @@ def _logger_arguments(options: Any) -> Any:
     return arguments if arguments is not None and "version" in arguments and "save_dir" in arguments else None
 
 
-def _read_checkpoint(path: str) -> dict[str, Any]:
+def _read_checkpoint(path: str, fitting: bool) -> dict[str, Any]:
+    """A checkpoint that holds what Lightning and `_take_hyperparameters` take for granted.
+
+    Raises:
+        ValueError: for any other file.
+    """
     try:
         checkpoint = read_checkpoint(path)
     except ValueError as error:
         raise ValueError(f"--ckpt_path {path} is no checkpoint that can be read: {error}") from error
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        raise ValueError(f"--ckpt_path {path} is no checkpoint: it holds no state_dict")
+    if not isinstance(checkpoint, dict):
+        raise _foreign(path, f"it holds a {type(checkpoint).__name__}")
+    for key, kind in {**NEEDED, **(NEEDED_TO_GO_ON if fitting else {})}.items():
+        if key not in checkpoint:
+            weights = f"; to start from its weights, --model.init_from {path}" if "state_dict" in checkpoint else ""
+            raise _foreign(path, f"it holds no {key}{weights}")
+        if not isinstance(checkpoint[key], kind):
+            raise _foreign(path, f"{key} is a {type(checkpoint[key]).__name__}, not a {kind.__name__}")
+    if not isinstance(checkpoint["hyper_parameters"].get("_class_path"), str):
+        raise _foreign(path, "it names no model")
     return checkpoint
+
+
+def _foreign(path: str, why: str) -> ValueError:
+    return ValueError(f"--ckpt_path {path} is no checkpoint of this program: {why}")
+
+
+def _warn_of_newer(run: Path, last: Path) -> None:
+    """Name the newest run that was started after the last save of `last` and has saved nothing itself."""
+    configs = [
+        path for path in run.glob("version_*/config.yaml") if not (path.parent / "checkpoints/last.ckpt").exists()
+    ]
+    newest = max(configs, key=lambda path: path.stat().st_mtime, default=last)
+    if newest.stat().st_mtime > last.stat().st_mtime:
+        rank_zero_warn(f"{newest.parent} is newer, but has no last.ckpt: going on with {last}, of another run")
 
 
 def _take_architecture(model: Any) -> None:
@@ -321,7 +388,7 @@ def _take_architecture(model: Any) -> None:
     except ValueError:
         return  # the model says what is wrong with the file
     stored = checkpoint.get("hyper_parameters") if isinstance(checkpoint, dict) else None
-    if isinstance(stored, dict) and stored.get("backbone") in BACKBONES:  # other programs have other names
+    if isinstance(stored, dict) and str(stored.get("backbone")) in BACKBONES:  # other programs have other names
         stored = {key: value for key, value in stored.items() if key in ARCHITECTURE}
         if stored.get("decorrelation") is None:  # a network that had none may be given one
             stored = {key: value for key, value in stored.items() if not key.startswith("decorrelation")}

@@ -6,7 +6,10 @@ import argparse
 import os
 import re
 import sys
+import threading
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
@@ -53,8 +56,45 @@ def positive(text: str) -> int:
 
 def print_newline_after_progress_bar(error: Exception) -> None:
     """End the line of an unfinished progress bar, if the error came out of Lightning's loops."""
-    if any("/loops/" in frame.filename for frame in traceback.extract_tb(error.__traceback__)):
+    if passed(error, "/loops/"):
         print(flush=True)
+
+
+def passed(error: BaseException, file: str, functions: tuple[str, ...] = ("",)) -> bool:
+    """Whether an error came through a file with this part of a path, in a function with one of these beginnings."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return any(file in frame.filename and frame.name.startswith(functions) for frame in frames)
+
+
+@contextmanager
+def errors_of_threads(log_folder: str) -> Iterator[None]:
+    """An `OSError` that ends a thread also ends what runs here, in place of the thread's traceback.
+
+    TensorBoard writes its events in a thread, and tells of its end with the next event, if there is one.
+
+    Args:
+        log_folder: where it writes; the system names no file when the disk is full.
+    """
+    errors: list[OSError] = []
+    before = threading.excepthook
+
+    def note(arguments: threading.ExceptHookArgs) -> None:
+        if isinstance(arguments.exc_value, OSError):
+            errors.append(arguments.exc_value)
+        if not errors or wants_traceback():
+            before(arguments)
+
+    threading.excepthook = note
+    try:
+        yield
+        if errors:
+            raise errors[0]
+    except OSError as error:
+        if error in errors:
+            raise OSError(f"the log in {log_folder} could not be written: {error.strerror}") from error
+        raise
+    finally:
+        threading.excepthook = before
 
 
 def describe(error: Exception) -> str:
@@ -64,7 +104,7 @@ def describe(error: Exception) -> str:
         return message
     for text, meaning in OUTSIDE.items():
         if isinstance(error, RuntimeError) and re.search(text, message):
-            return f"{meaning} ({message})"
+            return f"{meaning} ({message if wants_traceback() else _first_sentence(message)})"
     if isinstance(error, FORESEEN) or type(error).__module__.startswith(("pytorch_lightning", "lightning")):
         return message
     root = Path(__file__).parents[1]
@@ -93,7 +133,12 @@ def one_line(message: str) -> str:
     text = re.sub(r"- Expected a <class '(\w+)'>", r"expected \1,", text)
     text = re.sub(r"Given value:", "got", text)
     text = re.sub(r'Parser key "([^"]+)": ?', r"\1: ", text)
-    return " ".join(re.sub(r"(^|: )- ", r"\1", text.strip()).split())
+    return re.sub(r"(^|: )- ", r"\1", " ".join(text.split()))
+
+
+def _first_sentence(text: str) -> str:
+    """Without the place in a library's source that it may begin with."""
+    return re.split(r"\.\s|\n", re.sub(r"^\[\S+:\d+\]\s*", "", text))[0]
 
 
 def _misfit(text: str) -> str:

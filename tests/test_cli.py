@@ -1,13 +1,17 @@
 """The command line in this process: what it accepts, what it refuses, and what wins."""
 
 import csv
+import os
 import re
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from PIL import Image
+
+from app.cli import _read_checkpoint
 
 SHORT = (
     "--trainer.limit_train_batches",
@@ -182,19 +186,57 @@ class Hostile:
         return open, ("executed", "w")
 
 
-@pytest.mark.parametrize("kind", ["truncated", "foreign", "text", "hostile"])
-def test_damaged_and_foreign_checkpoints(main, demo, capsys, trained, kind, tmp_path):
-    if kind == "truncated":
-        (tmp_path / "bad.ckpt").write_bytes((trained / "last.ckpt").read_bytes()[:5000])
-    elif kind == "foreign":
-        torch.save({"weight": torch.zeros(1)}, "bad.ckpt")
-    elif kind == "hostile":
-        torch.save({"state_dict": Hostile()}, "bad.ckpt")
-    else:
-        (tmp_path / "bad.ckpt").write_text("not a checkpoint")
-    assert main("test", "--config", demo, "--ckpt_path", "bad.ckpt") == 1
-    assert "--ckpt_path bad.ckpt is no checkpoint" in only_error(capsys)
+def test_damaged_and_foreign_checkpoints(main, demo, capsys, trained, tmp_path):
+    last = torch.load(trained / "last.ckpt", weights_only=True)
+    whole = (trained / "last.ckpt").read_bytes()
+    place = whole.find(last["state_dict"]["classifier.weight"].numpy().tobytes())
+    one_bit = whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :]
+    unreadable, foreign = "is no checkpoint that can be read: ", "is no checkpoint of this program: "
+    for content, message in (
+        (whole[:5000], unreadable),
+        (one_bit, unreadable),
+        (b"no checkpoint", unreadable),
+        ({"state_dict": Hostile()}, unreadable),
+        ({"weight": torch.zeros(1)}, foreign + "it holds no state_dict"),
+        (last | {"loops": {}}, foreign + "KeyError 'test_loop' while it was restored"),
+    ):
+        if isinstance(content, bytes):
+            Path("bad.ckpt").write_bytes(content)
+        else:
+            torch.save(content, "bad.ckpt", pickle_protocol=4 if message == unreadable else 2)
+        assert main("test", "--config", demo, "--ckpt_path", "bad.ckpt") == 1
+        text = capsys.readouterr().err
+        assert text.startswith(f"error: --ckpt_path bad.ckpt {message}")
+        assert text.count("\n") == 1
     assert not (tmp_path / "executed").exists()
+
+
+GOOD = {
+    "state_dict": {}, "hyper_parameters": {"_class_path": "Classifier"}, "pytorch-lightning_version": "2.6",
+    "loops": {}, "optimizer_states": [], "lr_schedulers": [],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "fitting", "message"),
+    [
+        ({}, True, None),
+        ({"loops": None, "optimizer_states": None}, False, None),
+        ({"loops": None}, True, "it holds no loops; to start from its weights, --model.init_from"),
+        ({"optimizer_states": None}, True, "it holds no optimizer_states; to start from its weights"),
+        ({"hyper_parameters": None}, False, "it holds no hyper_parameters; to start from its weights"),
+        ({"hyper_parameters": [1]}, False, "hyper_parameters is a list, not a dict"),
+        ({"hyper_parameters": {"_class_path": 3}}, False, "it names no model"),
+        ({"state_dict": [1]}, False, "state_dict is a list, not a dict"),
+        ({"pytorch-lightning_version": None}, False, "it holds no pytorch-lightning_version"),
+    ],
+)
+def test_what_a_checkpoint_holds(tmp_path, change, fitting, message):
+    path = str(tmp_path / "a.ckpt")
+    torch.save({key: value for key, value in {**GOOD, **change}.items() if value is not None}, path)
+    refused = pytest.raises(ValueError, match=f"is no checkpoint of this program: {message}")
+    with refused if message else nullcontext():
+        _read_checkpoint(path, fitting)
 
 
 def test_predict_writes_the_csv_and_names_what_it_could_not_read(main, demo, capsys, trained, tmp_path):
@@ -272,3 +314,40 @@ def test_without_a_logger(main, demo, capsys):
     )
     test = ("test", "--config", demo, "--trainer.logger", "false", "--ckpt_path", "last")
     assert main(*test, "--trainer.limit_test_batches", 1) == 0
+
+
+def test_the_last_line_where_nothing_is_validated(main, demo, capsys):
+    never = ("--config", demo, *SHORT, "--trainer.limit_val_batches", 0)
+
+    def last_line(*arguments):
+        assert main("fit", *never, *arguments) == 0
+        return capsys.readouterr().out.strip().splitlines()[-1]
+
+    assert last_line("--trainer.max_epochs", 1).startswith("1 epochs done, no validation now")
+    # it is finished already
+    again = last_line("--trainer.max_epochs", 1, "--ckpt_path", "last")
+    assert again.startswith("1 epochs done, no validation now")
+    assert last_line("--trainer.max_epochs", 0) == "no epoch was finished (max_epochs 0)"
+
+
+def test_a_newer_run_without_a_save_is_named(main, demo, trained, recwarn):
+    newer = Path("runs/demo/version_1/config.yaml")
+    newer.parent.mkdir()
+    newer.touch()
+    for later in (-60, 60):
+        time = (trained / "last.ckpt").stat().st_mtime + later
+        os.utime(newer, (time, time))
+        recwarn.clear()
+        assert main("fit", "--config", demo, "--ckpt_path", "last", "--trainer.max_epochs", 1, *SHORT) == 0
+        warned = [
+            str(w.message) for w in recwarn if "has no last.ckpt: going on with runs/demo/version_0" in str(w.message)
+        ]
+        assert len(warned) == (later > 0)
+
+
+@pytest.mark.parametrize("tasks", [{"NTASKS": "2", "NTASKS_PER_NODE": "2"}, {"NTASKS": "2"}])
+def test_an_allocation_without_srun(main, demo, capsys, monkeypatch, tasks):
+    for name, value in {"JOB_NAME": "mine", "JOB_ID": "1", **tasks}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    assert main("fit", "--config", demo, "--trainer.accelerator", "cpu", "--trainer.devices", 2) == 1
+    assert "the command was not started by srun: use srun python train.py" in only_error(capsys)

@@ -1,5 +1,7 @@
 """Weights of other programs: files of their form, made by torchvision's networks under their names."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import nn
@@ -218,3 +220,21 @@ def test_files_that_are_no_weights(tmp_path):
     (tmp_path / "text.pth").write_text("no weights")
     with pytest.raises(ValueError, match="cannot be read safely"):
         read_state_dict(tmp_path / "text.pth")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"conv1.weight": torch.zeros(64, 3, 7, 7).to_sparse()}, "conv1.weight is no ordinary tensor of real numbers"),
+        ({"conv1.weight": torch.zeros(64, 3, 7, 7, dtype=torch.complex64)}, "conv1.weight is no ordinary tensor"),
+        ({"conv1.weight": [0.0]}, "holds no dictionary of tensors"),
+        ({"classifier.weight": torch.zeros(9)}, None),  # of another shape
+    ],
+)
+@pytest.mark.parametrize("key", ["init_from", "weights"])
+def test_tensors_that_are_none(tmp_path, key, change, message):
+    path = str(tmp_path / "odd.pth")
+    torch.save(models.resnet18().state_dict() | change, path)
+    refused = pytest.raises(ValueError, match=f"model.{key}: .*{message}.*: give another file") if message else None
+    with refused or nullcontext():
+        Classifier(10, backbone="resnet18", dim=16, **{key: path})

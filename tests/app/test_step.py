@@ -155,7 +155,7 @@ def test_command(demo, tmp_path, monkeypatch, capsys):
     [
         (["--config", "none.yaml"], r"none\.yaml"),
         (["--config", "DEMO", "--repeats", "0"], "repeats"),
-        (["--config", "DEMO", "--synthetic", "-5"], "synthetic"),
+        (["--config", "DEMO", "--synthetic", "-5"], "error: --synthetic: Not of type"),
         (["--config", "DEMO", "--batches", "none"], "batches"),
         (["--config", "DEMO", "--data.batch_size", "100000"], r"data\.batch_size 100000"),
     ],

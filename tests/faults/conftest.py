@@ -66,10 +66,12 @@ def small(mini, tmp_path_factory):
 
 @pytest.fixture
 def error(capsys):
-    """The only error line."""
+    """The only error line, without any traceback beside it."""
 
     def read():
-        lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        text = capsys.readouterr().err
+        assert "Traceback" not in text
+        lines = [line for line in text.splitlines() if line.startswith("error: ")]
         assert len(lines) == 1
         return lines[0]
 

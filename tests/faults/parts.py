@@ -87,16 +87,18 @@ class KillInSave(pl.Callback):
 
 
 class Fill(pl.Callback):
-    """Fills the disk before a step."""
+    """Fills the disk before a step; and logs what does not fit into the last page of the event file."""
 
-    def __init__(self, step: int, folder: str):
-        self.step, self.folder = step, Path(folder)
+    def __init__(self, step: int, folder: str, log: bool = False):
+        self.step, self.folder, self.log = step, Path(folder), log
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx):
         if trainer.global_step == self.step:
             with (self.folder / "filler").open("wb", buffering=0) as file, contextlib.suppress(OSError):
                 while file.write(bytes(4096)):
                     pass
+            if self.log:
+                trainer.logger.experiment.add_text("note", "x" * 5000)
 
 
 class KillWorker(pl.Callback):

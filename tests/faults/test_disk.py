@@ -7,8 +7,10 @@ import subprocess
 
 import pytest
 import torch
+from torch.utils.tensorboard import SummaryWriter
 
 from app.checkpoint_io import AtomicCheckpointIO
+from app.errors import errors_of_threads
 
 pytestmark = pytest.mark.slow  # real processes, signals and time-outs
 
@@ -47,9 +49,23 @@ def test_a_full_disk_while_logging(main, small, disk, error):
     folder = disk("8m")
     logger = ("--trainer.logger.save_dir", folder, "--trainer.logger.dict_kwargs", "{max_queue: 1, flush_secs: 0}")
     # nothing is saved before the log is written: epochs of 9 steps
-    fault = small.fault("Fill", step=2, folder=folder)
+    fault = small.fault("Fill", step=2, folder=folder, log="true")
     assert main(*small.start, *logger, "--data.batch_size", 1, *fault) == 1
-    assert "No space left on device" in error()
+    assert f"the log in {folder}/run could not be written: No space left on device" in error()
+
+
+@pytest.mark.parametrize("close", [SummaryWriter.close, lambda writer: writer.file_writer.event_writer.close()])
+def test_no_event_is_lost_silently(disk, close):
+    """Not the last one either, after which TensorBoard looks for no error."""
+    writer = SummaryWriter(disk("64k"))
+
+    def log():
+        with errors_of_threads("here"):
+            writer.file_writer.event_writer._async_writer.write(bytes(100_000))
+            close(writer)
+
+    with pytest.raises(OSError, match="the log in here could not be written: No space"):
+        log()
 
 
 @pytest.mark.parametrize("kind", ["read-only", "file"])

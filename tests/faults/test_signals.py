@@ -1,6 +1,10 @@
 """A run that is stopped or killed goes on, and ends with the numbers of one that was not: parameters, bit by bit."""
 
 import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +16,7 @@ from tests.slurm import task, with_scontrol
 
 pytestmark = pytest.mark.slow  # real processes, signals and time-outs
 
+ROOT = Path(__file__).parents[2]
 RESUME = ("--ckpt_path", "last")
 
 
@@ -196,3 +201,27 @@ def test_what_is_drawn_does_not_depend_on_the_processes_or_the_past(small):
     assert all(torch.equal(x, torch.cat(parts)) for x, *parts in zip(one, first, second, strict=True))
     assert all(torch.equal(*pair) for pair in zip(batches(0, 1, 1, skipped=3), one[3:], strict=True))
     assert not torch.equal(torch.cat(batches(0, 1, 2)), torch.cat(one))
+
+
+@pytest.mark.parametrize(
+    ("command", "number", "said"),
+    [
+        ("fit", signal.SIGINT, "interrupted: --ckpt_path last goes on after the last save"),
+        ("validate", signal.SIGINT, "interrupted"),
+        ("validate", signal.SIGTERM, "stopped by SIGTERM"),
+    ],
+)
+def test_what_is_said_of_a_stopped_command(main, small, capsys, command, number, said):
+    fault = small.fault("Signal", step=0, number=int(number), in_validation=str(command == "validate").lower())
+    assert main(command, *small.start[1:], *fault) == 128 + number
+    assert capsys.readouterr().err.splitlines()[-1] == said
+
+
+@pytest.mark.parametrize("seconds", [0.3, 2])
+def test_an_interrupt_while_starting_is_one_line(small, tmp_path, seconds):
+    command = [sys.executable, str(ROOT / "train.py"), *map(str, small.start)]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    time.sleep(seconds)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=60)[1] == "interrupted\n"
+    assert process.returncode == 128 + signal.SIGINT
