@@ -11,7 +11,7 @@ import torch
 import yaml
 from PIL import Image
 
-from app.cli import _read_checkpoint
+from app.hyperparameters import read_run
 
 SHORT = (
     "--trainer.limit_train_batches",
@@ -236,7 +236,7 @@ def test_what_a_checkpoint_holds(tmp_path, change, fitting, message):
     torch.save({key: value for key, value in {**GOOD, **change}.items() if value is not None}, path)
     refused = pytest.raises(ValueError, match=f"is no checkpoint of this program: {message}")
     with refused if message else nullcontext():
-        _read_checkpoint(path, fitting)
+        read_run(path, fitting)
 
 
 def test_predict_writes_the_csv_and_names_what_it_could_not_read(main, demo, capsys, trained, tmp_path):
