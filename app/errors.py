@@ -90,6 +90,8 @@ def errors_of_threads(log_folder: str) -> Iterator[None]:
         if errors:
             raise errors[0]
     except OSError as error:
+        if error in errors and isinstance(error.__context__, OSError | FloatingPointError):  # which was first
+            raise error.__context__ from None
         if error in errors:
             raise OSError(f"the log in {log_folder} could not be written: {error.strerror}") from error
         raise
