@@ -158,9 +158,10 @@ def read_checkpoint(path: str | Path) -> Any:
     if not Path(path).is_file():
         raise ValueError(f"{path or 'an empty name'} is no file")
     try:
-        # torch does not look at the checksums
-        if zipfile.is_zipfile(path) and (damaged := zipfile.ZipFile(path).testzip()):
-            raise zipfile.BadZipFile(damaged)
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as records:
+                if damaged := records.testzip():  # torch does not look at the checksums
+                    raise zipfile.BadZipFile(damaged)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)

@@ -243,6 +243,8 @@ class Classifier(pl.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Lightning would step a plateau schedule after the epoch is saved: a resumed run would lack that step."""
+        if not self.trainer.is_last_batch:  # the end of the run inside an epoch
+            return
         for scheduler in self.trainer.lr_scheduler_configs:
             if isinstance(plateau := scheduler.scheduler, ReduceLROnPlateau):
                 if (value := self.trainer.callback_metrics.get(plateau.monitor)) is None:

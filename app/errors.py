@@ -81,7 +81,7 @@ def errors_of_threads(log_folder: str) -> Iterator[None]:
     def note(arguments: threading.ExceptHookArgs) -> None:
         if isinstance(arguments.exc_value, OSError):
             errors.append(arguments.exc_value)
-        if not errors or wants_traceback():
+        if not isinstance(arguments.exc_value, OSError) or wants_traceback():
             before(arguments)
 
     threading.excepthook = note
@@ -93,10 +93,18 @@ def errors_of_threads(log_folder: str) -> Iterator[None]:
         if error in errors and isinstance(error.__context__, OSError | FloatingPointError):  # which was first
             raise error.__context__ from None
         if error in errors:
-            raise OSError(f"the log in {log_folder} could not be written: {error.strerror}") from error
+            raise OSError(_of_log(log_folder, error)) from error
+        raise
+    except SystemExit:  # a signal ended the run: that stands
+        if errors:
+            print(f"error: {_of_log(log_folder, errors[0])}", file=sys.stderr)
         raise
     finally:
         threading.excepthook = before
+
+
+def _of_log(folder: str, error: OSError) -> str:
+    return f"the log in {folder} could not be written: {error.strerror}"
 
 
 def describe(error: Exception) -> str:

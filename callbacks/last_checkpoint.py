@@ -55,13 +55,25 @@ class LastCheckpoint(ModelCheckpoint):
         super().__init__(filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
         self.every_n_steps = every_n_steps
         self._received = self._stopping = 0  # indices in SIGNALS, from 1
+        self._handlers: dict[signal.Signals, Any] = {}
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
+        self._received = self._stopping = 0
+        self._handlers = {number: signal.getsignal(number) for number in SIGNALS}
         if stage == "fit":
             self._listen()
         elif SLURMEnvironment.detect():  # a warning for fit; Lightning would save and requeue
             signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        super().on_exception(trainer, pl_module, exception)
+        if not isinstance(exception, StoppedBySignal):  # more signals may follow while the run ends
+            self.teardown(trainer, pl_module, "fit")
 
     def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._listen()
@@ -69,6 +81,9 @@ class LastCheckpoint(ModelCheckpoint):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         self._listen()
+        epochs = trainer.fit_loop.epoch_progress.current
+        if epochs.ready == epochs.processed:  # Lightning would count the beginning of an epoch as a step
+            trainer.fit_loop.epoch_loop.restarting = False
         if self.every_n_steps is not None and not _resumable(trainer):
             rank_zero_warn("last.every_n_steps is not used: these data cannot be gone on with inside an epoch")
 
@@ -96,14 +111,17 @@ class LastCheckpoint(ModelCheckpoint):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Lightning 2.6 takes a finished epoch for an interrupted one where ``max_steps`` limits the run."""
+        """Lightning 2.6 mistakes finished epochs for interrupted ones, and the other way round, with ``max_steps``."""
         loop = checkpoint.get("loops", {}).get("fit_loop")
-        epochs = loop["epoch_progress"] if loop else {}
-        if loop and epochs["current"]["processed"] == epochs["current"]["ready"]:
+        epochs = loop["epoch_progress"] if loop else {"current": {"processed": 0, "ready": 1}}
+        if epochs["current"]["processed"] != epochs["current"]["ready"]:
+            return
+        if loop["epoch_loop.batch_progress"]["is_last_batch"]:
             for progress in epochs.values():
                 progress["completed"] = progress["processed"]
-            batches = loop["epoch_loop.batch_progress"]
-            batches["current"], batches["is_last_batch"] = dict.fromkeys(batches["current"], 0), False
+        elif epochs["current"]["ready"]:  # max_steps or max_time ended the run inside this epoch
+            for progress in epochs.values():
+                progress["processed"] -= 1
 
     def _listen(self) -> None:
         """In place of Lightning's handlers, which communicate from within, and save in the middle of a step."""

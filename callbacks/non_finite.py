@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import pytorch_lightning as pl
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from app.layers.spectral_layer import SpectralLayer
+from callbacks.probe import untouched
 
 
 class NonFinitePolicy(pl.Callback):
@@ -50,7 +52,7 @@ class NonFinitePolicy(pl.Callback):
         self.policy, self.patience = policy, patience
         self.skipped, self._in_a_row = 0, 0
         self._layers: list[SpectralLayer] = []
-        self._refusal: str | None = None
+        self._refusals: dict[str, str | None] = {}
         self._batch: Any = None
         self._loss: Tensor | None = None
         self._buffers: list[tuple[Tensor, Tensor]] = []
@@ -64,6 +66,9 @@ class NonFinitePolicy(pl.Callback):
         for layer in self._layers:
             layer.refuses_non_finite = True
 
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self.teardown(trainer, pl_module, "")
+
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.ckpt_path is None and trainer.current_epoch == 0:
             self.skipped = 0
@@ -74,19 +79,19 @@ class NonFinitePolicy(pl.Callback):
         self._batch = batch
         first = batch_idx % trainer.accumulate_grad_batches == 0
         if first:
-            self._refusal = None
+            self._refusals["train"] = self._loss = None
         if self.policy == "skip" and first:
             self._buffers = [(buffer, buffer.clone()) for buffer in pl_module.buffers()]
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
-        self._loss = loss.detach()
-        self._note_refusal()
+        self._loss = loss.detach() if self._loss is None else self._loss + loss.detach()  # of all accumulated batches
+        self._note_refusal("train")
 
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.fit_loop._should_accumulate() or self._loss is None:
             return
         logged = (trainer.global_step + 1) % (trainer.log_every_n_steps or 1) == 0
-        if self.policy == "stop" and trainer.world_size == 1 and not logged and self._refusal is None:
+        if self.policy == "stop" and trainer.world_size == 1 and not logged and not self._refusals["train"]:
             return
         bad = not self._loss.isfinite() or not (_is_scaled(trainer) or _has_finite_gradient(pl_module))
         if not trainer.strategy.reduce_boolean_decision(bad, all=False):
@@ -104,29 +109,41 @@ class NonFinitePolicy(pl.Callback):
         for buffer, value in self._buffers:
             buffer.copy_(value)
 
+    def on_train_batch_end(self, *_: Any) -> None:
+        self._batch = None
+
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.policy == "skip":
             pl_module.log("non_finite/skipped_steps", float(self.skipped), on_epoch=True, sync_dist=True)
 
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._refusal = None
+    def on_validation_start(self, *_: Any) -> None:
+        self._refusals["val"] = None
 
     def on_validation_batch_end(self, *_: Any) -> None:
-        self._note_refusal()
+        self._note_refusal("val")
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._check_evaluation(trainer, pl_module, "val/loss")
+        self._check_evaluation(trainer, pl_module, "val")
 
-    on_test_start = on_validation_start
-    on_test_batch_end = on_validation_batch_end
+    def on_test_start(self, *_: Any) -> None:
+        self._refusals["test"] = None
+
+    def on_test_batch_end(self, *_: Any) -> None:
+        self._note_refusal("test")
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._check_evaluation(trainer, pl_module, "test/loss")
+        self._check_evaluation(trainer, pl_module, "test")
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        if lost := _lost_weight(pl_module):  # the same on every process
+        lost = _lost_weight(pl_module)  # the same on every process; statistics are those of each
+        bad = None if lost else _first_not_finite(pl_module.named_buffers())
+        if lost is None and trainer.strategy.reduce_boolean_decision(bad is not None, all=False):
+            lost = (
+                f"the statistics {bad or 'of another process'} are not finite: look at the images and the learning rate"
+            )
+        if lost:
             raise FloatingPointError(f"step {trainer.global_step}: {lost}; the checkpoint from before is kept")
 
     def state_dict(self) -> dict[str, Any]:
@@ -135,17 +152,18 @@ class NonFinitePolicy(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.skipped = state_dict["skipped"]
 
-    def _note_refusal(self) -> None:
-        self._refusal = self._refusal or next((layer.refusal for layer in self._layers if layer.refusal), None)
+    def _note_refusal(self, stage: str) -> None:
+        refusals = [layer.refusal for layer in self._layers if layer.refusal]
+        self._refusals[stage] = self._refusals[stage] or next(iter(refusals), None)
 
-    def _check_evaluation(self, trainer: pl.Trainer, pl_module: pl.LightningModule, name: str) -> None:
+    def _check_evaluation(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Stop at the end of an evaluation, before its checkpoint, which all processes come to together."""
-        loss = trainer.callback_metrics.get(name, torch.zeros(()))  # the sanity check has none
-        bad = self._refusal is not None or not loss.isfinite()
-        if trainer.strategy.reduce_boolean_decision(bad, all=False):
-            reasons = _of_all_ranks(trainer, _lost_weight(pl_module) or self._refusal or "")
+        loss = trainer.callback_metrics.get(f"{stage}/loss", torch.zeros(()))  # the sanity check has none
+        refusal = self._refusals[stage]
+        if trainer.strategy.reduce_boolean_decision(refusal is not None or not loss.isfinite(), all=False):
+            reasons = _of_all_ranks(trainer, _lost_weight(pl_module) or refusal or "")
             raise FloatingPointError(
-                f"{name} is {loss.item()} after step {trainer.global_step}: "
+                f"{stage}/loss is {loss.item()} after step {trainer.global_step}: "
                 f"{'; '.join(reasons) or 'look at the images and the learning rate'}"
             )
 
@@ -189,12 +207,17 @@ def _last_gradient(pl_module: pl.LightningModule) -> str:
     return bad[-1]
 
 
-def _lost_weight(pl_module: pl.LightningModule) -> str | None:
-    names, weights = zip(*pl_module.named_parameters(), strict=True)
-    if get_total_norm(weights, norm_type=torch.inf).isfinite():  # one number to wait for
+def _first_not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
+    """The name of the first tensor that holds a number that is not finite."""
+    floating = {name: tensor for name, tensor in tensors if tensor.is_floating_point()}
+    if not floating or get_total_norm(floating.values(), norm_type=torch.inf).isfinite():  # one number to wait for
         return None
-    name = next(name for name, weight in zip(names, weights, strict=True) if not weight.isfinite().all())
-    return f"the weight {name} is not finite, an earlier update diverged: lower the learning rate"
+    return next(name for name, tensor in floating.items() if not tensor.isfinite().all())
+
+
+def _lost_weight(pl_module: pl.LightningModule) -> str | None:
+    name = _first_not_finite(pl_module.named_parameters())
+    return name and f"the weight {name} is not finite, an earlier update diverged: lower the learning rate"
 
 
 def _first_layer(trainer: pl.Trainer, pl_module: Any, batch: Any) -> str:
@@ -210,7 +233,7 @@ def _first_layer(trainer: pl.Trainer, pl_module: Any, batch: Any) -> str:
 
     handles = [module.register_forward_hook(look(name, module)) for name, module in pl_module.named_modules() if name]
     try:  # whatever else is known: on every process, as layers may communicate
-        with torch.no_grad(), trainer.precision_plugin.forward_context():
+        with untouched(pl_module), torch.no_grad(), trainer.precision_plugin.forward_context():
             pl_module.loss(batch)
     finally:
         for handle in handles:
@@ -219,4 +242,6 @@ def _first_layer(trainer: pl.Trainer, pl_module: Any, batch: Any) -> str:
         return "the images are not finite"
     if lost := _lost_weight(pl_module):
         return lost
-    return f"{found[0]}: lower the learning rate" if found else "in the loss itself"
+    if found:
+        return f"{found[0]}: lower the learning rate"
+    return "in the loss itself" if trainer.accumulate_grad_batches == 1 else "in one of the accumulated batches"

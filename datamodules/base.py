@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,6 @@ from datamodules.order import Augmented, EpochOrder
 
 UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
 """What Pillow raises for a file that it cannot decode."""
-
-SECONDS_TO_SAVE = 300
-"""Time that a loader process goes on after a SIGTERM: for a step, a validation and a save."""
 
 
 class ImageDataModule(pl.LightningDataModule):
@@ -134,7 +132,7 @@ class ImageDataModule(pl.LightningDataModule):
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_outlast_signals,
+            worker_init_fn=_obey_the_main_process_only,
             **options,
         )
 
@@ -177,13 +175,19 @@ class FolderOfImages(Dataset[tuple[Tensor | None, str, str | None]]):
             return None, str(path), reason(error)
 
 
-def _outlast_signals(_: int) -> None:
-    """A signal to all processes of a run is for the main one to answer: it needs its loader to finish and save.
-
-    Whoever wants a single loader process to end gets his way when that time has passed.
-    """
+def _obey_the_main_process_only(_: int) -> None:
+    """A signal to all processes of a run is for the main one to answer: it needs its loader to finish and save."""
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(SECONDS_TO_SAVE))
+    if not hasattr(signal, "sigwaitinfo"):  # macOS does not say who sent a signal
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+    def wait() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+            pass
+        os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _seed() -> int:

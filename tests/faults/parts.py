@@ -5,6 +5,7 @@ import io
 import multiprocessing
 import os
 import signal
+import subprocess
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -14,17 +15,21 @@ import torch
 class Poison(pl.Callback):
     """Makes images, weights, activations or the gradient of some steps of one process not finite."""
 
-    def __init__(self, steps: list[int], what: str = "images", rank: int = 0):
-        self.steps, self.what, self.rank = steps, what, rank
+    def __init__(self, steps: list[int], what: str = "images", rank: int = 0, first_only: bool = False):
+        self.steps, self.what, self.rank, self.first_only = steps, what, rank, first_only
 
     def due(self, trainer):
         return trainer.global_step in self.steps and trainer.global_rank == self.rank
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx):
-        if self.due(trainer) and self.what == "images":
+        first = batch_idx % trainer.accumulate_grad_batches == 0
+        if self.due(trainer) and self.what == "images" and (first or not self.first_only):
             batch[0][0, 0, 0, 0] = torch.nan
         if self.due(trainer) and self.what == "huge":  # features are finite, their squares are not
             module.pooling.register_forward_pre_hook(lambda _, inputs: (inputs[0] * 1e30,))
+        if self.due(trainer) and self.what == "statistics":
+            with torch.no_grad():
+                next(b for b in module.buffers() if b.is_floating_point())[0] = torch.inf
         if self.due(trainer) and self.what == "gradient":
             module.classifier.weight.register_hook(lambda gradient: gradient * self.factor(trainer))
         if self.what == "activation" and trainer.global_step == 0:
@@ -50,8 +55,10 @@ class Signal(pl.Callback):
 
     def send(self, trainer):
         if trainer.global_step == self.step and trainer.global_rank == self.rank and not trainer.sanity_checking:
-            for process in multiprocessing.active_children() if self.number != signal.SIGKILL else ():
-                os.kill(process.pid, self.number)
+            processes = multiprocessing.active_children() if self.number != signal.SIGKILL else []
+            pids = [str(process.pid) for process in processes]
+            if pids:
+                subprocess.run(["kill", f"-{self.number}", *pids], check=True)  # as from outside
             os.kill(os.getpid(), self.number)
 
     def on_before_backward(self, trainer, module, loss):

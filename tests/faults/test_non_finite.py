@@ -49,12 +49,29 @@ def test_a_layer_says_itself_what_it_cannot_take(main, small, error):
 @pytest.mark.parametrize("model", ["gap", "svd-exact"])
 def test_a_step_that_is_left_out_leaves_no_trace(main, small, tmp_path, same, model, what):
     steps = ("--non_finite.policy", "skip", *layer(model), "--trainer.max_epochs", 1)
+    steps += ("--trainer.callbacks+=SVDFailureCounter", "--trainer.callbacks+=ConditionNumberMonitor")
     # the third of four steps is left out; and a run without the fourth is the same up to there
     assert main(*small.start, *steps, *small.fault("Poison", steps="[2, 3]", what=what)) == 0
     assert main(*small.start, *steps, "--trainer.limit_train_batches", 2) == 0
     bad, good = small.read(tmp_path, 0), small.read(tmp_path, 1)
     assert all(torch.equal(bad["state_dict"][name], value) for name, value in good["state_dict"].items())
     assert bad["callbacks"]["NonFinitePolicy"] == {"skipped": 2}
+    counts = bad["callbacks"]["SVDFailureCounter"]["training"].values()
+    assert [count["calls"] for count in counts] == ([] if model == "gap" else [2 if what == "images" else 4])
+
+
+def test_statistics_that_are_not_finite_replace_no_checkpoint(main, small, tmp_path, error):
+    fault = small.fault("Poison", steps="[2]", what="statistics")
+    assert main(*small.start, *GAP, "--last.every_n_steps", 1, "--trainer.limit_val_batches", 0, *fault) == 1
+    assert "step 3: the statistics backbone.stage1.1.running_mean are not finite" in error()
+    assert small.read(tmp_path)["global_step"] == 2
+
+
+def test_the_first_of_accumulated_batches_counts_too(main, small, error):
+    fault = small.fault("Poison", steps="[2]", first_only="true")
+    twice = ("--trainer.accumulate_grad_batches", 2, "--data.batch_size", 1)
+    assert main(*small.start, *GAP, *twice, *fault) == 1
+    assert "step 2: rank 0 of 1, train/loss is nan: in one of the accumulated batches" in error()
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
@@ -120,9 +137,11 @@ def test_two_processes_stop_alike_after_validation(train, small, tmp_path):
     assert run.stderr.count("error: val/loss is nan after step 4: rank 1 of 2, svd-exact pooling of 64 -> 4") == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [(), SYNCHRONISED], ids=["pooling", "synchronised"])
 def test_two_processes_leave_out_alike(train, small, tmp_path, model):
     skip = ("--non_finite.policy", "skip", "--non_finite.patience", 2, *model)
+    skip += ("--trainer.callbacks+=ConditionNumberMonitor",)
     run = train(*small.start, *small.two, *skip, *small.fault("Poison", steps="[1, 5, 6]", rank=1), cwd=tmp_path)
     assert run.returncode == 1
     lines = [line for line in run.stderr.splitlines() if "rank 1 of 2, train/loss is nan: the images are not" in line]

@@ -14,6 +14,16 @@ def test_a_loader_process_that_is_killed(main, small, tmp_path, error):
     assert small.read(tmp_path)["epoch"] == 0
 
 
+def test_loader_processes_do_not_outlive_a_run(train, small, tmp_path):
+    """... that fails in validation, while those of training wait."""
+    start = time.time()
+    fault = small.fault("Poison", steps="[4]", what="validation")
+    run = train(*small.start, "--data.num_workers", 2, *fault, cwd=tmp_path)
+    assert run.returncode == 1
+    assert "error: val/loss is nan" in run.stderr
+    assert time.time() - start < 100  # 20 when nothing else runs; a loader process that is waited for takes forever
+
+
 def test_an_image_that_breaks_in_the_middle_of_the_run(main, mini, small, tmp_path, error):
     root = mini.class_folders(tmp_path / "data")
     start = (*small.start, "--data.root", root)

@@ -90,6 +90,7 @@ PLATEAU = {"": "pytorch_lightning.cli.ReduceLROnPlateau", ".monitor": "val/loss"
         ({"--trainer.max_steps": 12, "--trainer.max_epochs": -1}, 5),
         ({"--data.batch_size": 9}, 1),  # one step an epoch
         ({"--trainer.val_check_interval": 2}, 5),
+        ({"--trainer.max_steps": 10, "--trainer.max_epochs": -1}, 5),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, dict) else str(value),
 )
@@ -100,6 +101,19 @@ def test_other_runs_go_on_too(main, small, same, tmp_path, options, step):
     assert small.read(tmp_path, 1)["global_step"] == step + 1
     assert main(*start, *RESUME) == 0
     assert same(small.read(tmp_path, 1), small.read(tmp_path))
+    one, two = (read_run(small.last(tmp_path, version).parents[1]).curves for version in (0, 1))
+    assert one["train/loss"].steps.tolist() == two["train/loss"].steps.tolist()
+
+
+@pytest.mark.parametrize("first", [6, 8])
+def test_a_run_with_more_steps_is_gone_on_with(main, small, same, tmp_path, first):
+    """... inside an epoch of 4 steps, and at its end."""
+    start = (*small.start, "--trainer.max_epochs", -1, "--trainer.max_steps")
+    assert main(*start, 12) == 0
+    assert main(*start, first) == 0
+    assert main(*start, 12, *RESUME) == 0
+    assert same(small.read(tmp_path, 1), small.read(tmp_path))
+    assert read_run(small.last(tmp_path, 1).parents[1]).curves["train/loss"].steps.tolist() == list(range(12))
 
 
 def test_batches_in_an_order_of_lightnings_own_are_not_gone_on_with_inside(main, small, tmp_path):
