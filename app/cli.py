@@ -27,6 +27,7 @@ from app.errors import (
     describe,
     errors_of_threads,
     fail,
+    follows,
     one_line,
     passed,
     print_newline_after_progress_bar,
@@ -150,7 +151,7 @@ class CLI(LightningCLI):
                 super()._run_subcommand(subcommand)
         except BaseException as error:
             _end_processes(self.trainer)
-            if isinstance(error.__context__ if isinstance(error, SystemExit) else error, KeyboardInterrupt):
+            if follows(error, KeyboardInterrupt):
                 goes_on = ": --ckpt_path last goes on after the last save" if subcommand == "fit" else ""
                 print(f"interrupted{goes_on}", file=sys.stderr)
                 sys.exit(128 + signal.SIGINT)

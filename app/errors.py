@@ -60,6 +60,13 @@ def print_newline_after_progress_bar(error: Exception) -> None:
         print(flush=True)
 
 
+def follows(error: BaseException | None, kind: type[BaseException]) -> bool:
+    """Whether an error is of this kind, or came up while one was dealt with."""
+    while error is not None and not isinstance(error, kind):
+        error = error.__context__
+    return error is not None
+
+
 def passed(error: BaseException, file: str, functions: tuple[str, ...] = ("",)) -> bool:
     """Whether an error came through a file with this part of a path, in a function with one of these beginnings."""
     frames = traceback.extract_tb(error.__traceback__)

@@ -34,8 +34,7 @@ class SVDFailureCounter(pl.Callback):
     which end in ``/NAME``. The end of the run says it all in one line.
 
     A failure on one process costs no communication when it happens: the processes add up their counts when an epoch of
-    training or validation ends. The totals are part of the checkpoint; a run killed inside an epoch forgets what
-    happened since the last sum.
+    training or validation ends, and when a checkpoint is saved, which keeps the totals.
 
     The same failures give the same totals on any number of processes. Where all decompose the same matrix, as in a
     decorrelated batch norm with ``synchronised`` statistics, it is counted once, and so are the batches that all share:
@@ -89,6 +88,14 @@ class SVDFailureCounter(pl.Callback):
         if self._layers:
             rank_zero_info(self._summary())
         self._layers = {}
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        if self._layers:
+            self._count("training")
+            self._add_up(trainer, pl_module)
+            checkpoint["callbacks"][self.state_key] = self.state_dict()
 
     def state_dict(self) -> dict[str, Any]:
         return {part: {name: counts.as_dict() for name, counts in self.totals[part].items()} for part in PARTS}

@@ -24,7 +24,7 @@ RESUME = ("--ckpt_path", "last")
 def whole(train, small, tmp_path_factory):
     """The last checkpoint of a run that nothing happened to."""
     folder = tmp_path_factory.mktemp("whole")
-    run = train(*small.start, cwd=folder)
+    run = train(*small.start, "--trainer.callbacks+=SVDFailureCounter", cwd=folder)
     assert run.returncode == 0, run.stderr
     return small.read(folder)
 
@@ -43,11 +43,12 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(
     main, small, whole, same, tmp_path, number, step, in_validation, workers, stopped_at
 ):
     fault = small.fault("Signal", step=step, number=int(number), in_validation=str(in_validation).lower())
-    start = (*small.start, "--data.num_workers", workers)
+    start = (*small.start, "--data.num_workers", workers, "--trainer.callbacks+=SVDFailureCounter")
     assert main(*start, *fault) == 128 + number
     assert small.read(tmp_path)["global_step"] == stopped_at
     assert main(*start, *RESUME) == 0
-    assert same(small.read(tmp_path), whole)
+    assert same(last := small.read(tmp_path), whole)
+    assert last["callbacks"]["SVDFailureCounter"] == whole["callbacks"]["SVDFailureCounter"]
     assert read_run(small.last(tmp_path).parents[1]).curves["train/loss"].steps.tolist() == list(range(12))
 
 
