@@ -232,8 +232,14 @@ def main(cli: type[CLI] = CLI) -> None:
 
 
 def _end_processes(trainer: pl.Trainer) -> None:
-    """Let the processes that this one started say what is wrong, and end those that hang."""
-    for process in getattr(trainer.strategy.launcher, "procs", ()):
+    """Let the processes that this one started say what is wrong, and end those that hang.
+
+    Lightning watches the same list, and would kill this process when one of them has ended.
+    """
+    watched = getattr(trainer.strategy.launcher, "procs", [])
+    processes = watched.copy()
+    watched.clear()
+    for process in processes:
         try:
             process.wait(timeout=PATIENCE)
         except subprocess.TimeoutExpired:
