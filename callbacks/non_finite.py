@@ -30,7 +30,8 @@ class NonFinitePolicy(pl.Callback):
       ``non_finite/skipped_steps`` is logged for each epoch, a total that checkpoints keep. Of accumulated batches one
       bad one spoils the whole step.
 
-    In validation and test either stops the run at their end. Weights and statistics that are not finite are never saved.
+    In validation and test either stops the run at their end. Weights and statistics that are not finite are never
+    saved.
 
     With precision 16-mixed gradients overflow as a matter of course and the loss scale answers it: there only the loss
     is looked at.
