@@ -113,9 +113,9 @@ class LastCheckpoint(ModelCheckpoint):
     ) -> None:
         """Lightning 2.6 mistakes finished epochs for interrupted ones, and the other way round, with ``max_steps``."""
         loop = checkpoint.get("loops", {}).get("fit_loop")
-        epochs = loop["epoch_progress"] if loop else {"current": {"processed": 0, "ready": 1}}
-        if epochs["current"]["processed"] != epochs["current"]["ready"]:
+        if not loop or loop["epoch_progress"]["current"]["processed"] != loop["epoch_progress"]["current"]["ready"]:
             return
+        epochs = loop["epoch_progress"]
         if loop["epoch_loop.batch_progress"]["is_last_batch"]:
             for progress in epochs.values():
                 progress["completed"] = progress["processed"]

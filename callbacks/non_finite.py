@@ -94,7 +94,7 @@ class NonFinitePolicy(pl.Callback):
         logged = (trainer.global_step + 1) % (trainer.log_every_n_steps or 1) == 0
         if self.policy == "stop" and trainer.world_size == 1 and not logged and not self._refusals["train"]:
             return
-        bad = not self._loss.isfinite() or not (_is_scaled(trainer) or _has_finite_gradient(pl_module))
+        bad = not self._loss.isfinite() or not (_is_scaled(trainer) or _first_not_finite(_gradients(pl_module)) is None)
         if not trainer.strategy.reduce_boolean_decision(bad, all=False):
             self._in_a_row = 0
             return
@@ -175,7 +175,9 @@ class NonFinitePolicy(pl.Callback):
         what = f"train/loss is {self._loss.item()}" if not self._loss.isfinite() else "the gradient is not finite"
         lines = _of_all_ranks(trainer, "" if self._loss.isfinite() else f"{what}: {place}")
         if not lines:
-            lines = [f"every rank, {what}: first in the backward pass in {_last_gradient(pl_module)}"]
+            # the backward pass comes to the last layer first
+            last = _first_not_finite(reversed(_gradients(pl_module)))
+            lines = [f"every rank, {what}: first in the backward pass in {last}"]
         return f"step {trainer.global_step}: {'; '.join(lines)}"
 
 
@@ -198,20 +200,15 @@ def _is_scaled(trainer: pl.Trainer) -> bool:
     return getattr(trainer.precision_plugin, "scaler", None) is not None
 
 
-def _has_finite_gradient(pl_module: pl.LightningModule) -> bool:
-    gradients = [parameter.grad for parameter in pl_module.parameters() if parameter.grad is not None]
-    return bool(get_total_norm(gradients, norm_type=torch.inf).isfinite())  # the largest entry cannot overflow
-
-
-def _last_gradient(pl_module: pl.LightningModule) -> str:
-    bad = [name for name, p in pl_module.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
-    return bad[-1]
+def _gradients(pl_module: pl.LightningModule) -> list[tuple[str, Tensor]]:
+    return [(name, parameter.grad) for name, parameter in pl_module.named_parameters() if parameter.grad is not None]
 
 
 def _first_not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
     """The name of the first tensor that holds a number that is not finite."""
     floating = {name: tensor for name, tensor in tensors if tensor.is_floating_point()}
-    if not floating or get_total_norm(floating.values(), norm_type=torch.inf).isfinite():  # one number to wait for
+    # one number to wait for; the largest entry cannot overflow
+    if not floating or get_total_norm(floating.values(), norm_type=torch.inf).isfinite():
         return None
     return next(name for name, tensor in floating.items() if not tensor.isfinite().all())
 

@@ -156,7 +156,7 @@ class DecorrelatedBatchNorm2d(SpectralLayer):
 
     def _inverse_sqrt(self, covariance: Tensor, features: Tensor) -> Tensor:
         S = self._apply_spectral(matrix_inverse_sqrt, covariance, self.method, features, eps=self.eps, **self.options)
-        if self.spectrum_wanted and self.spectrum is None and self.refusal is None:
+        if self._owes_spectrum:
             self._observe(eigh(covariance.detach().to(self.spectral_dtype))[0] + self.eps)
         return S
 

@@ -113,7 +113,7 @@ class GlobalCovariancePooling(SpectralLayer):
             features = self.reduction(features)
         X = features.flatten(2)
         Q = self._apply_spectral(covariance_sqrt, X, self.meta_layer, features, **self.meta_options)
-        if self.spectrum_wanted and self.spectrum is None and self.refusal is None:
+        if self._owes_spectrum:
             self.spectrum = covariance_spectrum(X, self.spectral_dtype)
         return Q.flatten(1).index_select(1, self.upper_triangle)
 

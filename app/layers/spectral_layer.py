@@ -56,5 +56,10 @@ class SpectralLayer(nn.Module):
         # NaN of the right shape that depends on all of X
         return (X * torch.nan).sum(-1, keepdim=True).expand(*X.shape[:-1], X.shape[-2])
 
+    @property
+    def _owes_spectrum(self) -> bool:
+        """Whether the eigenvalues of the last batch are wanted, and could be had, but the layer did not need them."""
+        return self.spectrum_wanted and self.spectrum is None and self.refusal is None
+
     def _observe(self, eigenvalues: Tensor) -> None:
         self.spectrum = eigenvalues
