@@ -1,5 +1,7 @@
 """Matrices and features whose spectrum the test chooses, and the two or three things every test does with them.
 
+None of them is aligned in memory: results of the backend's kernels depend on that, and tests must not.
+
 Shapes: d channels, N positions, r eigenvalues.
 """
 
@@ -11,6 +13,11 @@ import mpmath
 import pytest
 import torch
 from torch import Tensor
+
+
+def _unaligned(x: Tensor) -> Tensor:
+    """The same numbers one element after the start of their storage, where no wide register can load them aligned."""
+    return torch.cat([x.new_zeros(1), x.flatten()])[1:].view(x.shape)
 
 
 def _orthogonal(n: int, seed: int, first: Tensor | None = None) -> Tensor:
@@ -42,7 +49,7 @@ def with_spectrum():
     def build(eigenvalues, seed: int = 0) -> Tensor:
         U = _orthogonal(len(eigenvalues), seed)
         P = U * torch.as_tensor(eigenvalues, dtype=torch.float64) @ U.T
-        return (P + P.T) / 2
+        return _unaligned((P + P.T) / 2)
 
     return build
 
@@ -55,7 +62,7 @@ def features():
         r = len(eigenvalues)
         U = _orthogonal(d, seed)[:, :r]
         W = _orthogonal(N, seed + 1, first=torch.ones(N))[:, 1 : r + 1]  # orthogonal to the vector of ones: centred
-        return N**0.5 * U * torch.as_tensor(eigenvalues, dtype=torch.float64).sqrt() @ W.T + 1
+        return _unaligned(N**0.5 * U * torch.as_tensor(eigenvalues, dtype=torch.float64).sqrt() @ W.T + 1)
 
     return build
 
@@ -65,17 +72,17 @@ def normal():
     """A tensor of independent standard normal numbers in float64."""
 
     def build(*shape: int, seed: int = 0) -> Tensor:
-        return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+        return _unaligned(torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)))
 
     return build
 
 
 @pytest.fixture(scope="session")
 def backprop():
-    """Value and gradient of a function of one tensor, for an upstream gradient G."""
+    """Value and gradient of a function of one tensor, for an upstream gradient G; neither is aligned in memory."""
 
     def run(function: Callable[[Tensor], Tensor], x: Tensor, G: Tensor) -> tuple[Tensor, Tensor]:
-        x = x.detach().clone().requires_grad_()
+        x, G = _unaligned(x.detach()).requires_grad_(), _unaligned(G)
         value = function(x)
         (gradient,) = torch.autograd.grad(value, x, G)
         return value.detach(), gradient
