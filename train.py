@@ -13,6 +13,6 @@ def interrupted(*_: object) -> None:
 if __name__ == "__main__":
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # nohup has it ignored
         signal.signal(signal.SIGINT, interrupted)  # until the run begins: imports take seconds
-    from app.cli import main
+    from app.cli.main import main
 
     main()

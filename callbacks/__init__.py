@@ -10,6 +10,7 @@ from callbacks.non_finite import NonFinitePolicy
 from callbacks.optimal_learning_rate import OptimalLearningRate
 from callbacks.orthogonal_loss import OrthogonalLoss
 from callbacks.prediction_writer import PredictionWriter
+from callbacks.same_checkpoint import SameCheckpoint
 from callbacks.svd_failure_counter import SVDFailureCounter
 
 __all__ = [
@@ -24,5 +25,6 @@ __all__ = [
     "OrthogonalLoss",
     "PredictionWriter",
     "SVDFailureCounter",
+    "SameCheckpoint",
     "StoppedBySignal",
 ]

@@ -14,7 +14,7 @@ from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 from torch.nn.functional import pad
 
-from callbacks.spectral_layers import spectral_layers, suffix
+from callbacks._spectral_layers import spectral_layers, suffix
 
 QUANTITIES = (
     "condition_number",

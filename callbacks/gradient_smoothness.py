@@ -7,7 +7,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from callbacks import probe
+from callbacks import _probe as probe
 
 
 class GradientSmoothness(pl.Callback):
@@ -29,7 +29,7 @@ class GradientSmoothness(pl.Callback):
     1e-7 / eta in float32, 1e-2 / eta in bf16.
 
     It is evaluated before the step, at the training batch, and does not touch the training: parameters, gradients,
-    buffers, counters and random numbers stay as they are, bit by bit (`callbacks.probe`). It costs one pass through
+    buffers, counters and random numbers stay as they are, bit by bit (`callbacks._probe`). It costs one pass through
     the network for each step length and one more. With several processes it is the value of the whole batch.
 
     Args:

@@ -7,7 +7,7 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 
-from callbacks.last_decay import last_decay
+from callbacks._last_decay import last_decay
 
 NEWTON_SCHULZ, WARM_UP, SVD = range(3)
 STAGES = ("Newton-Schulz", "warm-up", "SVD")

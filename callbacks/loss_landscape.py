@@ -8,7 +8,7 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
-from callbacks import probe
+from callbacks import _probe as probe
 
 PUBLISHED = {"mobilenet_v2": (1000, 0.045, 1.5), "resnet18": (500, 0.1, 75.0)}
 """Steps between two measurements, smallest and largest step length (Wang et al., CVPR 2020, supplement A)."""
@@ -27,7 +27,7 @@ class LossLandscape(pl.Callback):
     move climbs. "Uniformly sampled" is taken as evenly spaced, which needs no random numbers.
 
     It is evaluated before the step, at the training batch, and does not touch the training: parameters, gradients,
-    buffers, counters and random numbers stay as they are, bit by bit (`callbacks.probe`). It costs ``points + 1``
+    buffers, counters and random numbers stay as they are, bit by bit (`callbacks._probe`). It costs ``points + 1``
     passes through the network. With several processes it is the range for the whole batch; a step length at which the
     network overflows makes the range NaN.
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from callbacks.pre_svd_treatment import PreSVDTreatment
+from callbacks._pre_svd_treatment import PreSVDTreatment
 
 
 class NearestOrthogonalGradient(PreSVDTreatment):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from app.layers.spectral_layer import SpectralLayer
-from callbacks.probe import untouched
+from callbacks._probe import untouched
 
 
 class NonFinitePolicy(pl.Callback):

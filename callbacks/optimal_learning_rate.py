@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from app.layers import treatment_of
+from callbacks._pre_svd_treatment import PreSVDTreatment
 from callbacks.nearest_orthogonal_gradient import NearestOrthogonalGradient
-from callbacks.pre_svd_treatment import PreSVDTreatment
 
 
 class OptimalLearningRate(PreSVDTreatment):

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from app.layers import treatment_of
-from callbacks.pre_svd_treatment import PreSVDTreatment
+from callbacks._pre_svd_treatment import PreSVDTreatment
 
 
 class OrthogonalLoss(PreSVDTreatment):

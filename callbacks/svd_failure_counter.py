@@ -14,7 +14,7 @@ from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from app.spectral import FailureCounts
-from callbacks.spectral_layers import spectral_layers, suffix
+from callbacks._spectral_layers import spectral_layers, suffix
 
 COUNTS = tuple(field.name for field in fields(FailureCounts))
 PARTS = ("training", "validation")

@@ -16,7 +16,7 @@ from pytorch_lightning.overrides.distributed import UnrepeatedDistributedSampler
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from datamodules.order import Augmented, EpochOrder
+from datamodules.resumable_sampler import Augmented, EpochOrder
 
 UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
 """What Pillow raises for a file that it cannot decode."""

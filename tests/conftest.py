@@ -22,7 +22,7 @@ def demo():
 @pytest.fixture
 def main(monkeypatch, tmp_path):
     """The command line in this process, in an empty folder: ``main("fit", "--config", ...)`` gives the exit status."""
-    from app.cli import main as entry
+    from app.cli.main import main as entry
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["train.py", *map(str, arguments)])

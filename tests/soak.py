@@ -37,7 +37,7 @@ class Usage(pl.Callback):
 
 
 def main() -> None:
-    from app.cli import main as run
+    from app.cli.main import main as run
 
     callbacks = [part for name in MONITORS for part in ("--trainer.callbacks+", name)]
     sys.modules.setdefault("soak", sys.modules["__main__"])  # its class is chosen by path

@@ -3,7 +3,7 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from app.classifier import Classifier
+from app.models.classifier import Classifier
 
 
 class Recorder(pl.Callback):

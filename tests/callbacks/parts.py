@@ -8,9 +8,9 @@ from torch import nn
 from torch.linalg import LinAlgError
 from torch.utils.data import DataLoader, DistributedSampler, Subset, TensorDataset
 
-from app.backbones import Backbone
-from app.classifier import Classifier
 from app.layers import GlobalCovariancePooling
+from app.models.backbones import Backbone
+from app.models.classifier import Classifier
 
 CHANNELS = 6
 

@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from app.classifier import Classifier
+from app.models.classifier import Classifier
 from callbacks import GradientSmoothness, LossLandscape
 
 QUIET = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}

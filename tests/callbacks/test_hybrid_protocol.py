@@ -27,7 +27,7 @@ from torch.optim.lr_scheduler import (
 )
 from torch.utils.data import DataLoader, TensorDataset
 
-from app.classifier import Classifier
+from app.models.classifier import Classifier
 from callbacks import HybridProtocol
 
 pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory", "ignore:.*no `val_dataloader`")

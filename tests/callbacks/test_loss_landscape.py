@@ -7,8 +7,8 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from app.backbones import BACKBONES
-from app.classifier import Classifier
+from app.models.backbones import BACKBONES
+from app.models.classifier import Classifier
 from callbacks import GradientSmoothness, LossLandscape
 from tests.callbacks.test_gradient_smoothness import LANDSCAPE, QUIET, Polynomial, scalars
 

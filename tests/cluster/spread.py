@@ -17,9 +17,8 @@ from torch import nn
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torch.utils.data import Subset
 
-from app.backbones import Backbone
 from app.layers import treat_weight
-from app.processes import SameCheckpoint, leave_process_group
+from app.models.backbones import Backbone
 from callbacks import (
     ConditionNumberMonitor,
     GradientSmoothness,
@@ -27,7 +26,9 @@ from callbacks import (
     NearestOrthogonalGradient,
     OptimalLearningRate,
     OrthogonalLoss,
+    SameCheckpoint,
     SVDFailureCounter,
+    leave_process_group,
 )
 from datamodules.base import ImageDataModule
 from tests.callbacks.parts import CHANNELS, Breaker, Fixed, Plain

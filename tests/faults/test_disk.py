@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from app.checkpoint_io import AtomicCheckpointIO
-from app.errors import errors_of_threads
+from app.cli.checkpoint_io import AtomicCheckpointIO
+from app.console.errors import errors_of_threads
 
 pytestmark = pytest.mark.slow  # real processes, signals and time-outs
 

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from app.runs import read_run
+from app.report.runs import read_run
 from datamodules import CIFAR10
 from tests.slurm import task, with_scontrol
 

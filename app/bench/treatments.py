@@ -1,0 +1,118 @@
+"""What treatments of the pre-SVD layer add to a training step: ``python -m app.bench --treatments``.
+
+Table 6 of Song et al., ECCV 2022: ResNet-50 with decorrelated batch norm at 32 x 32 pixels.
+"""
+
+from __future__ import annotations
+
+import statistics
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from app.bench.rounds import interleave
+from app.bench.step import PARTS, Step
+from app.console.arguments import OneLineParser, positive
+from app.console.table import Table
+from app.models.classifier import Classifier
+from callbacks import NearestOrthogonalGradient, OptimalLearningRate, OrthogonalLoss
+from callbacks._pre_svd_treatment import PreSVDTreatment
+
+NOG, OLR, OL = NearestOrthogonalGradient, OptimalLearningRate, OrthogonalLoss
+
+Contestant = tuple[dict[str, Any], tuple[type[PreSVDTreatment], ...]]
+"""Arguments of the model, and the classes of its treatments."""
+
+CONTESTANTS: dict[str, Contestant] = {
+    "SVD": ({}, ()),
+    "SVD + SN": ({"weight_treatment": "spectral"}, ()),
+    "SVD + OL": ({}, (OL,)),
+    "SVD + OW": ({"weight_treatment": "orthogonal"}, ()),
+    "SVD + NOG": ({}, (NOG,)),
+    "SVD + OLR": ({}, (OLR,)),
+    "SVD + NOG + OLR": ({}, (NOG, OLR)),
+    "SVD + NOG + OW + OLR": ({"weight_treatment": "orthogonal"}, (NOG, OLR)),
+    "Newton-Schulz": ({"decorrelation": "isqrt-cov"}, ()),
+    "vanilla": ({"decorrelation": None}, ()),
+}
+"""The rows of table 6, and the treatments that it leaves out."""
+
+PUBLISHED = {
+    "SVD": "44 / 95",
+    "SVD + NOG": "44 / 97",
+    "SVD + OLR": "44 / 96",
+    "SVD + OW": "48 / 102",
+    "SVD + NOG + OW + OLR": "49 / 106",
+    "Newton-Schulz": "43 / 93",
+    "vanilla": "42 / 90",
+}
+"""Milliseconds of forward and backward on an RTX A6000, batch 128."""
+
+
+def build(name: str, backbone: str, images: torch.Tensor, labels: torch.Tensor) -> Step:
+    """The training step of a contestant."""
+    arguments, treatments = CONTESTANTS[name]
+    stem = {"stem": "cifar"} if backbone.startswith("resnet") else {}
+    torch.manual_seed(0)
+    defaults = {"num_classes": 100, "backbone": backbone, "meta_layer": "gap", "decorrelation": "svd-pade", **stem}
+    model = Classifier(**{**defaults, **arguments})  # type: ignore[arg-type]
+    return Step(model.to(images.device), images, labels, [treatment() for treatment in treatments])
+
+
+def table(times: dict[str, list[Sequence[float]]]) -> Table:
+    """Medians of forward, backward with treatments, the treatments alone, and the whole beside that of SVD."""
+    medians = {
+        name: dict(zip(PARTS, (1000 * statistics.median(part) for part in zip(*rounds, strict=True)), strict=True))
+        for name, rounds in times.items()
+    }
+    plain, rows = sum(medians["SVD"].values()), []
+    for name, parts in medians.items():
+        forward = sum(value for part, value in parts.items() if part.endswith("forward"))
+        backward = sum(value for part, value in parts.items() if part.endswith("backward")) + parts["treatments"]
+        whole = forward + backward + parts["optimizer"]
+        cells = [
+            f"{forward:.1f}",
+            f"{backward:.1f}",
+            f"{parts['treatments']:.2f}",
+            f"{parts['treatments'] / plain:.2%}",
+        ]
+        rows.append([name, *cells, f"{whole / plain - 1:+.1%}", PUBLISHED.get(name, "")])
+    header = [
+        "",
+        "forward ms",
+        "backward ms",
+        "treatments ms",
+        "of SVD's step",
+        "whole step",
+        "published forward / backward",
+    ]
+    note = (
+        "Backward holds the treatments of the gradient. Their share is measured by itself; the last difference holds "
+        "what changes the weight in forward and backward (SN, OW), and the noise of the machine."
+    )
+    return Table("treatments", "Cost of the treatments (ECCV 2022, table 6)", note, header, rows)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Measure, and print the table."""
+    parser = OneLineParser("python -m app.bench --treatments", description="Cost of the treatments per training step.")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--batch", type=positive, default=32, help="images of a step (default: %(default)s)")
+    parser.add_argument("--repeats", type=positive, default=5, help="timed rounds (default: %(default)s)")
+    parser.add_argument("--backbone", default="resnet50", help="backbone (default: %(default)s)")
+    parser.add_argument("--device", default=device, help="cpu or cuda (default: %(default)s)")
+    options = parser.parse_args(arguments)
+    warnings.filterwarnings("ignore", message=".*its rate then tends to zero.*")  # the rows are the paper's
+    try:
+        images = torch.randn(options.batch, 3, 32, 32, device=options.device)
+        labels = torch.randint(100, (options.batch,), device=options.device)
+        steps = {name: build(name, options.backbone, images, labels) for name in CONTESTANTS}
+    except (RuntimeError, AssertionError, ValueError) as error:
+        parser.error(str(error))
+    print(f"{options.backbone}, {options.device}, batch {options.batch}, medians of {options.repeats}\n", flush=True)
+    with tqdm(total=len(steps) * (options.repeats + 1), leave=False, disable=None) as bar:
+        times = interleave(steps, options.repeats, bar)
+    print(table(times).markdown())

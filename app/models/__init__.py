@@ -1,0 +1,1 @@
+"""Networks: LightningModules, the backbones that they are made of, and where their weights come from."""

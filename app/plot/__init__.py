@@ -1,0 +1,1 @@
+"""The gradient rules as a picture: ``python -m app.plot``."""

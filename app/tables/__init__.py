@@ -1,0 +1,1 @@
+"""Numerical tables of the layers: ``python -m app.tables``."""

@@ -1,0 +1,36 @@
+"""One checkpoint for all processes of a run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytorch_lightning as pl
+
+
+class SameCheckpoint(pl.Callback):
+    """Stops a run whose processes go on from different checkpoints.
+
+    Each process looks for ``--ckpt_path last`` by itself, as it builds its model from what it finds. Without a common
+    file system, or where a node's view of it lags behind, one would resume and another start anew, and nothing else
+    would tell: they would go on with the weights of the first and their own epochs, layers and optimizer states.
+
+    Raises:
+        ValueError: on every process, before the first batch.
+    """
+
+    def __init__(self) -> None:
+        self._step: int | None = None
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self._step = checkpoint.get("global_step")
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        own = None if trainer.ckpt_path is None else f"step {self._step} in {trainer.ckpt_path}"
+        first = trainer.strategy.broadcast(own)
+        if not trainer.strategy.reduce_boolean_decision(own == first):
+            raise ValueError(
+                f"the processes found different checkpoints (the first {first}, process {trainer.global_rank} {own}): "
+                "logger.save_dir must be on a file system that all nodes share"
+            )

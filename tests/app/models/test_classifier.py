@@ -1,0 +1,136 @@
+import math
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+from app.layers import META_LAYERS
+from app.models.classifier import Classifier
+
+
+def small(**arguments):
+    return Classifier(**{"num_classes": 6, "backbone": "compact", "dim": 8, **arguments})
+
+
+def loader(images=12):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(images, 3, 32, 32, generator=generator)
+    return DataLoader(TensorDataset(x, torch.arange(images) % 6), batch_size=4)
+
+
+def trainer(tmp_path, **arguments):
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
+    return pl.Trainer(default_root_dir=tmp_path, **{"max_epochs": 1, **quiet, **arguments})
+
+
+def test_down_sampling_follows_the_pooling():
+    images = torch.zeros(1, 3, 48, 48)
+    sides = {name: small(meta_layer=name).backbone(images).shape[-1] for name in ("gap", "isqrt-cov")}
+    assert sides == {"gap": 6, "isqrt-cov": 12}
+    assert small(meta_layer="gap", downsampling="removed").backbone(images).shape[-1] == 12
+
+
+@pytest.mark.parametrize("meta_layer", [name for name in META_LAYERS if name != "svd-pi"])
+def test_one_step_with_every_layer(meta_layer, tmp_path):
+    torch.manual_seed(0)
+    model = small(meta_layer=meta_layer)
+    before = [p.clone() for p in model.parameters()]
+    trainer(tmp_path, max_steps=1).fit(model, loader())
+    assert all(p.isfinite().all() for p in model.parameters())
+    assert any(not torch.equal(p, q) for p, q in zip(before, model.parameters(), strict=True))
+
+
+def test_two_learning_rates_and_every_parameter_once():
+    configuration = small(classifier_learning_rate=0.5).configure_optimizers()
+    rest, classifier = configuration["optimizer"].param_groups
+    assert (rest["lr"], classifier["lr"]) == (0.1, 0.5)
+    assert sum(p.numel() for p in classifier["params"]) == 36 * 6 + 6
+    model = small()
+    groups = model.configure_optimizers()["optimizer"].param_groups
+    assert {id(p) for g in groups for p in g["params"]} == {id(p) for p in model.parameters()}
+
+
+def test_default_schedule_is_the_papers():
+    configuration = small().configure_optimizers()
+    optimizer, scheduler = configuration["optimizer"], configuration["lr_scheduler"]["scheduler"]
+    rates = []
+    for _ in range(60):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert [rates[epoch] for epoch in (0, 29, 30, 44, 45)] == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001])
+
+
+def test_metrics_are_micro_averages_and_losses_means(tmp_path):
+    # class 0 has five of six images: a macro average would differ
+    torch.manual_seed(0)
+    model = small()
+    x, labels = torch.randn(6, 3, 32, 32), torch.tensor([0, 0, 0, 0, 0, 1])
+    data = DataLoader(TensorDataset(x, labels), batch_size=4)
+    (result,) = trainer(tmp_path).validate(model, data, verbose=False)
+    with torch.no_grad():
+        logits = model.eval()(x)
+    assert result["val/top1"] == pytest.approx((logits.argmax(-1) == labels).float().mean().item())
+    top5 = (logits.topk(5).indices == labels[:, None]).any(-1).float().mean().item()
+    assert result["val/top5"] == pytest.approx(top5)
+    assert result["val/loss"] == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), rel=1e-5)
+    assert set(trainer(tmp_path).test(model, data, verbose=False)[0]) == {"test/loss", "test/top1", "test/top5"}
+
+
+def test_untrained_loss_is_about_the_logarithm_of_the_classes(tmp_path):
+    torch.manual_seed(0)
+    (result,) = trainer(tmp_path).validate(small(), loader(), verbose=False)
+    assert result["val/loss"] == pytest.approx(math.log(6), rel=0.3)
+
+
+def test_a_checkpoint_is_plain_and_loads_by_itself(tmp_path):
+    model = small(meta_layer="svd-taylor", meta_options={"taylor_degree": 7})
+    run = trainer(tmp_path, max_steps=1)
+    run.fit(model, loader())
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    torch.load(tmp_path / "a.ckpt", weights_only=True)
+    again = Classifier.load_from_checkpoint(tmp_path / "a.ckpt", weights_only=True)
+    assert (again.pooling.meta_layer, again.pooling.meta_options) == ("svd-taylor", {"taylor_degree": 7})
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.equal(again.eval()(x), model.eval()(x))
+
+
+def test_resuming_with_another_optimizer_is_refused(tmp_path):
+    run = trainer(tmp_path, max_steps=1)
+    run.fit(small(), loader())
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    other = small(optimizer=lambda params: torch.optim.SGD(params, lr=0.2, momentum=0.9, weight_decay=1e-4))
+    with pytest.raises(ValueError, match=r"another optimizer.*optimizer\.lr\[0\]: 0\.1 in the checkpoint, 0\.2 now"):
+        trainer(tmp_path, max_steps=2).fit(other, loader(), ckpt_path=tmp_path / "a.ckpt")
+    trainer(tmp_path, max_steps=2).fit(small(), loader(), ckpt_path=tmp_path / "a.ckpt")
+
+
+def test_divergence_is_named_and_not_trained_on(tmp_path):
+    # the gradient of svd-pi grows like a ratio of eigenvalues to the power 100, and overflows
+    torch.manual_seed(0)
+    with pytest.raises(FloatingPointError, match=r"svd-pi.*are not finite: an earlier update diverged"):
+        trainer(tmp_path, max_steps=20, max_epochs=10).fit(small(meta_layer="svd-pi"), loader())
+
+
+def test_too_few_classes():
+    with pytest.raises(ValueError, match="num_classes must be at least 2"):
+        small(num_classes=1)
+
+
+def test_pre_svd_layer_is_the_last_convolution_before_the_covariance():
+    model = small()
+    assert model.pre_svd_layer is model.pooling.reduction[0]
+    model = small(dim=None)
+    assert model.pre_svd_layer is model.backbone.stage4[0]
+    assert small(meta_layer="gap").pre_svd_layer is None
+
+
+def test_checkpoints_name_the_meta_layer_in_use(tmp_path):
+    model = small(meta_layer="isqrt-cov")
+    model.use_meta_layer("svd-taylor", {"taylor_degree": 7})
+    run = trainer(tmp_path, max_steps=1)
+    run.fit(model, loader())
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    again = Classifier.load_from_checkpoint(tmp_path / "a.ckpt", weights_only=True)
+    assert (again.pooling.meta_layer, again.pooling.meta_options) == ("svd-taylor", {"taylor_degree": 7})
