@@ -17,6 +17,7 @@ from torch import nn
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torch.utils.data import Subset
 
+from app.cli.processes import leave_process_group
 from app.layers import treat_weight
 from app.models.backbones import Backbone
 from callbacks import (
@@ -28,7 +29,6 @@ from callbacks import (
     OrthogonalLoss,
     SameCheckpoint,
     SVDFailureCounter,
-    leave_process_group,
 )
 from datamodules.base import ImageDataModule
 from tests.callbacks.parts import CHANNELS, Breaker, Fixed, Plain
