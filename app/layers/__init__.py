@@ -1,8 +1,11 @@
 """The layers that networks are built of. They know nothing of training."""
 
-from app.layers.decorrelated_batch_norm import DecorrelatedBatchNorm2d
-from app.layers.global_covariance_pooling import META_LAYERS, GlobalCovariancePooling
-from app.layers.weight_treatments import (
+from .decorrelated_batch_norm import DecorrelatedBatchNorm2d
+from .global_average_pooling import GlobalAveragePooling
+from .global_covariance_pooling import GlobalCovariancePooling
+from .pooling import build_pooling, meta_layers
+from .spectral_layer import SpectralLayer, spectral_layers
+from .weight_treatments import (
     OrthogonalWeight,
     original_weight,
     remove_weight_treatment,
@@ -11,12 +14,16 @@ from app.layers.weight_treatments import (
 )
 
 __all__ = [
-    "META_LAYERS",
     "DecorrelatedBatchNorm2d",
+    "GlobalAveragePooling",
     "GlobalCovariancePooling",
     "OrthogonalWeight",
+    "SpectralLayer",
+    "build_pooling",
+    "meta_layers",
     "original_weight",
     "remove_weight_treatment",
+    "spectral_layers",
     "treat_weight",
     "treatment_of",
 ]

@@ -5,27 +5,38 @@ Shapes: B batch, C channels in, d channels after the reduction, H x W = N positi
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from app.layers.spectral_layer import SpectralLayer
-from app.spectral import METHODS, covariance_spectrum, covariance_sqrt
-from app.spectral.functions import parse_options
-from app.spectral.scalar_functions import SquareRoot
+from ..spectral import (
+    METHODS,
+    Execution,
+    Method,
+    ScalarFunction,
+    SpectralFunction,
+    SquareRoot,
+    covariance,
+    covariance_function,
+    covariance_spectrum,
+    find_method,
+)
+from ..spectral.functions import runs_by_products
+from ..spectral.methods import unknown_name
+from .spectral_layer import DTYPES, SpectralLayer
 
-META_LAYERS = ("gap", *METHODS)
-"""Names of the meta-layers: global average pooling, and every method of `app.spectral`."""
+MetaLayer = str | Method | nn.Module
+"""The normalisation of a covariance: the name of a method, a method, or a module ``(B, d, d) -> (B, d, d)``."""
 
 
 class GlobalCovariancePooling(SpectralLayer):
     """Pools ``(B, C, H, W)`` to the upper triangle of the square root of the channel covariance, ``(B, d(d+1)/2)``.
 
     1x1 convolution to ``dim`` channels with batch norm and ReLU, covariance over the H x W positions, matrix square
-    root, upper triangle (Li et al., ICCV 2017 and CVPR 2018; Song et al., ICCV 2021, sec. 3.1 and appendix D). With
-    the meta-layer ``gap`` it is plain global average pooling of the C channels, ``(B, C)``, and nothing else.
+    root, upper triangle (Li et al., ICCV 2017 and CVPR 2018; Song et al., ICCV 2021, sec. 3.1 and appendix D).
 
     The spectral part runs in its own dtype, outside autocast; the result has the dtype of the features.
 
@@ -33,100 +44,133 @@ class GlobalCovariancePooling(SpectralLayer):
         in_channels: channels C of the feature map.
         dim: channels d that the covariance is taken of, at most C. ``None``: no reduction, d = C (AlexNet). Several
             numbers: as many reductions, one after the other, and d is the last.
-        meta_layer: one of `META_LAYERS`.
-        meta_options: options of the meta-layer, as in `app.spectral.functions.METHODS`, and ``route``.
+        meta_layer: a name of `app.spectral.METHODS`, a `Method` object, or a module ``(B, d, d) -> (B, d, d)`` that
+            normalises the covariance by other means than its eigenvalues.
+        meta_options: options of a meta-layer that is given by name, such as ``{"pade_degree": 50}``, and ``route``.
         spectral_dtype: precision of the covariance and all that follows it.
+        function: the function of the covariance; ``None``: its square root. Not used by a module.
+        feature_normalisation: a module ``(B, d, N) -> (B, d, N)`` on the features before their covariance is taken.
 
     Attributes:
         out_features: length of the pooled vector.
-        counts: what its decompositions went through (`FailureCounts`).
-        spectrum: eigenvalues ``(B, r)`` of the covariances of the last batch, ascending, r = min(d, N), the other d - r
-            are zero; ``None`` before the first, and where the layer decomposes nothing and `spectrum_wanted` is false.
-        spectrum_wanted: decompose for `spectrum` also where the layer itself does not need it (Newton-Schulz by
-            products). Monitors switch it on and off.
+        meta_options: the options of the meta-layer as they were given.
+        normalisation: the module that normalises the covariance; ``None`` where a method does.
 
     Raises:
         ValueError: for a wrong name, option or dim, and in `forward` for a map of a single position.
         FloatingPointError: in `forward`, for features that are not finite.
     """
 
+    normalisation: nn.Module | None
+    upper_triangle: Tensor
+
     def __init__(
         self,
         in_channels: int,
         dim: int | list[int] | None = 256,
-        meta_layer: str = "isqrt-cov",
-        meta_options: dict[str, Any] | None = None,
+        meta_layer: MetaLayer = "isqrt-cov",
+        meta_options: Mapping[str, Any] | None = None,
         spectral_dtype: Literal["float32", "float64"] = "float64",
+        function: ScalarFunction | None = None,
+        feature_normalisation: nn.Module | None = None,
     ) -> None:
-        super().__init__({"float32": torch.float32, "float64": torch.float64}[spectral_dtype])
-        channels = [in_channels]
-        if meta_layer != "gap" and dim is not None:
-            channels += [dim] if isinstance(dim, int) else dim
-        d = channels[-1]
-        self.dim = None if meta_layer == "gap" else d
-        self._channels = " -> ".join(map(str, channels))
+        super().__init__(DTYPES[spectral_dtype])
+        widths = [dim] if isinstance(dim, int) else list(dim or [])
+        self.channels = [in_channels, *widths]
+        self.function = function or SquareRoot()
         self.use_meta_layer(meta_layer, meta_options)
-        if meta_layer == "gap":
-            self.reduction = None
-            self.out_features = in_channels
-            return
-        if not all(2 <= width <= in_channels for width in channels):
+        if not all(2 <= width <= in_channels for width in self.channels):
             raise ValueError(f"dim must lie between 2 and the {in_channels} channels of the backbone, got {dim}")
-        reductions = [module for step in pairwise(channels) for module in _reduction(*step)]
+        reductions: list[nn.Module] = []
+        for step in pairwise(self.channels):
+            reductions += _reduction(*step)
         self.reduction = nn.Sequential(*reductions) if reductions else None
+        self.feature_normalisation = feature_normalisation
+        d = self.covariance_size
         self.out_features = d * (d + 1) // 2
         rows, columns = torch.triu_indices(d, d)
         self.register_buffer("upper_triangle", rows * d + columns, persistent=False)
 
     @property
-    def pre_svd_layer(self) -> nn.Conv2d | None:
-        """The convolution whose output the covariance is taken of; ``None`` where the backbone ends with it."""
-        return None if self.reduction is None else self.reduction[-3]
-
-    def use_meta_layer(self, meta_layer: str, meta_options: dict[str, Any] | None = None) -> None:
-        """Go on with another meta-layer (the hybrid protocol: Song et al., ICCV 2021, sec. 3.4).
-
-        Raises:
-            ValueError: for a wrong name or option, and between ``gap`` and the others, which differ in their shapes.
-        """
-        if meta_layer not in META_LAYERS:
-            raise ValueError(f"unknown meta_layer {meta_layer!r}: choose one of {', '.join(META_LAYERS)}")
-        if (meta_layer == "gap") != (self.dim is None):
-            raise ValueError(f"{self._label} cannot become {meta_layer}: its output has another shape")
-        meta_options = dict(meta_options or {})
-        if meta_layer != "gap":
-            parse_options(meta_layer, SquareRoot(), meta_options)  # wrong options fail here, not in the first batch
-        elif meta_options:
-            raise ValueError(f"meta_layer gap takes no options, got {', '.join(meta_options)}")
-        self.meta_layer, self.meta_options = meta_layer, meta_options
+    def covariance_size(self) -> int:
+        return self.channels[-1]
 
     @property
-    def _label(self) -> str:
-        return f"{self.meta_layer} pooling of {self._channels} channels"
+    def pre_svd_layer(self) -> nn.Conv2d | None:
+        """The convolution that feeds the covariance; ``None`` where the backbone ends with it."""
+        return None if self.reduction is None else self.reduction[-3]  # type: ignore[return-value]
+
+    @property
+    def meta_layer(self) -> MetaLayer:
+        """The meta-layer as it was given."""
+        return self._method if self.normalisation is None else self.normalisation
+
+    def use_meta_layer(self, meta_layer: MetaLayer, meta_options: Mapping[str, Any] | None = None) -> None:
+        """Continue with another meta-layer (the hybrid protocol: Song et al., ICCV 2021, sec. 3.4).
+
+        Raises:
+            ValueError: for a wrong name or option, and for ``gap``, whose output has another shape.
+        """
+        options = dict(meta_options or {})
+        if isinstance(meta_layer, nn.Module):
+            if options:
+                raise ValueError(f"{type(meta_layer).__name__} takes its options itself, got {', '.join(options)}")
+            self.normalisation, self.meta_options = meta_layer, options
+            return
+        if meta_layer == "gap":
+            channels = " -> ".join(map(str, self.channels))
+            raise ValueError(
+                f"covariance pooling of {channels} channels cannot become gap: its output has another shape"
+            )
+        if isinstance(meta_layer, str) and meta_layer not in METHODS:
+            raise unknown_name("meta_layer", meta_layer, ("gap", *METHODS))
+        route = options.pop("route", "auto")
+        spectral_function = SpectralFunction(self.function, find_method(meta_layer, options))
+        # a wrong route is an error here, not in the first batch
+        runs_by_products(spectral_function, Execution(route=route), torch.device("cpu"))
+        self._method, self._spectral_function, self._route = meta_layer, spectral_function, route
+        self.normalisation, self.meta_options = None, dict(meta_options or {})
 
     def forward(self, features: Tensor) -> Tensor:
-        if self.meta_layer == "gap":
-            return features.mean((-2, -1))
         if features.shape[-2:].numel() < 2:
             raise ValueError("covariance pooling needs a feature map of more than one position: use larger images")
         if self.reduction is not None:
             features = self.reduction(features)
         X = features.flatten(2)
-        Q = self._apply_spectral(covariance_sqrt, X, self.meta_layer, features, **self.meta_options)
-        if self._owes_spectrum:
-            self.spectrum = covariance_spectrum(X, self.spectral_dtype)
+        if self.feature_normalisation is not None:
+            X = self.feature_normalisation(X)
+        if self.normalisation is None:
+            Q = self._apply_spectral(self._function_of_covariance, X, features, self._route)
+        else:
+            Q = self._apply_spectral(self._normalised_covariance, X, features)
         return Q.flatten(1).index_select(1, self.upper_triangle)
 
-    def _culprit(self, features: Tensor) -> str:
+    def _function_of_covariance(self, X: Tensor, execution: Execution) -> Tensor:
+        return covariance_function(X, self.function, self._spectral_function.method, execution=execution)
+
+    def _normalised_covariance(self, X: Tensor, execution: Execution) -> Tensor:
+        assert self.normalisation is not None
+        with torch.autocast(X.device.type, enabled=False):
+            Q: Tensor = self.normalisation(covariance(X, execution.dtype))
+        return Q.to(X.dtype)
+
+    def _spectrum(self, X: Tensor) -> Tensor:
+        return covariance_spectrum(X, self.spectral_dtype)
+
+    def _describe(self) -> str:
+        name = self.meta_layer if isinstance(self.meta_layer, str) else type(self.meta_layer).__name__
+        return f"{name} pooling of {' -> '.join(map(str, self.channels))} channels"
+
+    def _explain(self, features: Tensor) -> str:
         weights = [name for name, value in self.named_parameters() if not value.isfinite().all()]
         if weights:
             return f"the weights {', '.join(weights)} are not finite: an earlier update diverged"
         if features.isfinite().all():
             return "the features are finite, their covariance overflows: use spectral_dtype float64"
-        return "the weights of this layer are finite: look at the backbone, the learning rate or the images"
+        return "the weights of this layer are finite: check the backbone, the learning rate and the images"
 
     def extra_repr(self) -> str:
-        return self._label
+        return self._describe()
 
 
 def _reduction(in_channels: int, out_channels: int) -> tuple[nn.Conv2d, nn.BatchNorm2d, nn.ReLU]:

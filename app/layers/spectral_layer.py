@@ -1,65 +1,128 @@
-"""What the layers that take a function of a covariance have in common."""
+"""The base of the layers that take a function of a covariance, and the interface that callbacks use.
+
+Shapes: B matrices (samples of a batch, or groups of a decorrelated batch norm), r eigenvalues of each.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import copy
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
-from app.spectral import FailureCounts
+from ..spectral import Execution, FailureCounts
+from ..spectral.execution import Route
+
+SpectrumObserver = Callable[[Tensor], None]
+"""Receives the eigenvalues ``(B, r)`` of a batch, ascending and detached."""
+
+NonFiniteHandler = Callable[[str], None]
+"""Receives the message of the error that a layer would have raised."""
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+"""The precisions of the spectral part, by the names that configurations use."""
 
 
 class SpectralLayer(nn.Module):
-    """A layer that counts what its decompositions went through, shows its last spectrum, and names itself in errors.
+    """A layer that takes a function of a covariance: it counts failures, reports spectra, and names itself in errors.
+
+    Monitors and treatments find these layers by `spectral_layers`, and need nothing but what is public here. A layer of
+    your own becomes visible to them by deriving from this class and calling `_apply_spectral` in its forward pass.
 
     Attributes:
         spectral_dtype: precision of the spectral part.
-        counts: what its decompositions went through (`FailureCounts`).
-        spectrum: the eigenvalues of the last batch; ``None`` before the first, and where nothing was decomposed.
-        spectrum_wanted: decompose for `spectrum` also where the layer itself does not need it.
-        refuses_non_finite: what is not finite is an error. If not, it comes out as NaN, forward and backward, so that
-            all processes of a run go on together until they decide together (`callbacks.NonFinitePolicy`).
-        refusal: what the error of the last batch would have been, if there was one.
+        counts: failures of its decompositions since it was built (`FailureCounts`).
+        non_finite_handler: ``None`` raises a FloatingPointError at non-finite values. A function is called with the
+            message instead, and the layer returns NaN, forward and backward: the processes of a run stay in step until
+            they decide together (`callbacks.NonFinitePolicy`).
     """
 
     def __init__(self, spectral_dtype: torch.dtype) -> None:
         super().__init__()
         self.spectral_dtype = spectral_dtype
         self.counts = FailureCounts()
-        self.spectrum: Tensor | None = None
-        self.spectrum_wanted = False
-        self.refuses_non_finite = True
-        self.refusal: str | None = None
+        self.non_finite_handler: NonFiniteHandler | None = None
+        self._observers: dict[int, SpectrumObserver] = OrderedDict()
 
     @property
-    def _label(self) -> str:
-        """What it is, for errors."""
+    def covariance_size(self) -> int:
+        """Channels d of a covariance; with fewer positions than channels the layer reports r < d eigenvalues."""
         raise NotImplementedError
 
-    def _culprit(self, features: Tensor) -> str:
-        """What is to blame for features, or a covariance, that are not finite."""
+    def observe_spectrum(self, observer: SpectrumObserver) -> RemovableHandle:
+        """Report the eigenvalues of every batch to a function, until the handle that is returned is removed.
+
+        A layer that needs no eigenvalues itself (Newton-Schulz by products) decomposes its covariances as long as an
+        observer is registered. Matrices that could not be decomposed are left out.
+        """
+        handle = RemovableHandle(self._observers)
+        self._observers[handle.id] = observer
+        return handle
+
+    @contextmanager
+    def unobserved(self) -> Iterator[None]:
+        """Run forward passes that leave no trace: observers hear nothing, and the counts stay as they are."""
+        observers, counts = self._observers, self.counts
+        self._observers, self.counts = OrderedDict(), copy.copy(counts)
+        try:
+            yield
+        finally:
+            self._observers, self.counts = observers, counts
+
+    def _describe(self) -> str:
+        """The layer in a few words, for errors."""
+        raise NotImplementedError
+
+    def _explain(self, features: Tensor) -> str:
+        """The likely cause of a covariance that is not finite."""
+        raise NotImplementedError
+
+    def _spectrum(self, X: Tensor) -> Tensor:
+        """The eigenvalues of the covariances of X, for a method that decomposes nothing."""
         raise NotImplementedError
 
     def _apply_spectral(
-        self, function: Callable[..., Tensor], X: Tensor, method: str, features: Tensor, **options: Any
+        self, function: Callable[[Tensor, Execution], Tensor], X: Tensor, features: Tensor, route: Route = "auto"
     ) -> Tensor:
-        """A function of `app.spectral` of X, which leaves the spectrum; features are what the layer was given."""
-        self.spectrum, self.refusal = None, None
+        """A function of `app.spectral` of X, with the precision, counts and observers of this layer.
+
+        Args:
+            function: takes X and how it is to be run.
+            X: features or covariances.
+            features: the input of the layer, for errors.
+            route: see `Execution`.
+        """
+        reported = False
+
+        def report(eigenvalues: Tensor) -> None:
+            nonlocal reported
+            reported = True
+            self._report(eigenvalues)
+
+        observer = report if self._observers else None
+        execution = Execution(self.spectral_dtype, route, self.counts, observer)
         try:
-            return function(X, method, dtype=self.spectral_dtype, counts=self.counts, observe=self._observe, **options)
+            result = function(X, execution)
+            if self._observers and not reported:
+                self._report(self._spectrum(X))
         except FloatingPointError as error:
-            self.refusal = f"{self._label}: {error}; {self._culprit(features)}"
-            if self.refuses_non_finite:
-                raise FloatingPointError(self.refusal) from error
-        # NaN of the right shape that depends on all of X
-        return (X * torch.nan).sum(-1, keepdim=True).expand(*X.shape[:-1], X.shape[-2])
+            message = f"{self._describe()}: {error}; {self._explain(features)}"
+            if self.non_finite_handler is None:
+                raise FloatingPointError(message) from error
+            self.non_finite_handler(message)
+            # NaN of the right shape that depends on all of X
+            return (X * torch.nan).sum(-1, keepdim=True).expand(*X.shape[:-1], X.shape[-2])
+        return result
 
-    @property
-    def _owes_spectrum(self) -> bool:
-        """Whether the eigenvalues of the last batch are wanted, and could be had, but the layer did not need them."""
-        return self.spectrum_wanted and self.spectrum is None and self.refusal is None
+    def _report(self, eigenvalues: Tensor) -> None:
+        for observer in tuple(self._observers.values()):
+            observer(eigenvalues.detach())
 
-    def _observe(self, eigenvalues: Tensor) -> None:
-        self.spectrum = eigenvalues
+
+def spectral_layers(model: nn.Module) -> dict[str, SpectralLayer]:
+    """The layers of a model that take a function of a covariance, by name."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, SpectralLayer)}

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR
 from torchmetrics.classification import MulticlassAccuracy
 
-from app.layers import GlobalCovariancePooling, remove_weight_treatment, treat_weight
+from app.layers import build_pooling, remove_weight_treatment, treat_weight
 from app.layers.weight_treatments import Treatment, convert_state, original_weight, treated_layers, treatment_of
 from app.models.backbones import Downsampling, Stem, build_backbone
 from app.models.pretrained import initialise, weights_for
@@ -93,9 +93,7 @@ class Classifier(pl.LightningModule):
         if downsampling is None:
             downsampling = "kept" if meta_layer == "gap" else "removed"
         self.backbone = build_backbone(backbone, downsampling, stem, weights)
-        self.pooling = GlobalCovariancePooling(
-            self.backbone.out_channels, dim, meta_layer, meta_options, spectral_dtype
-        )
+        self.pooling = build_pooling(meta_layer, self.backbone.out_channels, dim, meta_options, spectral_dtype)
         self.classifier = nn.Linear(self.pooling.out_features, num_classes)
         if decorrelation is not None:
             self.backbone.decorrelate(decorrelation, decorrelation_options)

@@ -17,9 +17,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from app.console.arguments import OneLineParser
-from app.spectral.functions import make_method
+from app.spectral import METHODS, SpectralFunction, SquareRoot
 from app.spectral.pade import pade_value, taylor_value
-from app.spectral.scalar_functions import SquareRoot
 
 LARGE, SMALL = 1e-2, 1e-12
 """The eigenvalues l_i of the two panels, relative to the trace."""
@@ -50,9 +49,9 @@ def gaps(points: int = 1500) -> Tensor:
 
 def factors(name: str, eigenvalue: float, t: Tensor) -> Tensor:
     """D_ij of a layer for the pairs l_i = eigenvalue, l_j = l_i (1 - t), as its float64 code computes it."""
-    method = make_method(name, SquareRoot(), {})
+    function = SpectralFunction(SquareRoot(), METHODS[name]())
     a = torch.full_like(t, eigenvalue)
-    return method.rule(method.backward_function or method.function, a, a * (1 - t))
+    return function.method.rule(function.backward_function, a, a * (1 - t))
 
 
 def stand_ins(eigenvalue: float, t: Tensor) -> dict[str, Tensor]:

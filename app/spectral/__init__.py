@@ -1,25 +1,71 @@
 """Differentiable spectral matrix functions. Pure torch: nothing here knows of images, modules or training."""
 
-from app.spectral.eigh import FailureCounts
-from app.spectral.functions import (
-    METHODS,
+from .autograd import SpectralFunction
+from .eigh import FailureCounts
+from .execution import Execution
+from .functions import (
+    covariance,
+    covariance_function,
     covariance_power,
     covariance_spectrum,
     covariance_sqrt,
+    matrix_function,
     matrix_inverse_sqrt,
     matrix_log,
     matrix_power,
     matrix_sqrt,
 )
+from .methods import (
+    METHODS,
+    ISqrtCov,
+    Method,
+    MPNCov,
+    NSMinimax,
+    SVDExact,
+    SVDNewton,
+    SVDPade,
+    SVDPowerIteration,
+    SVDTaylor,
+    SVDTopN,
+    SVDTrunc,
+    SVDWithRule,
+    find_method,
+    register_method,
+)
+from .scalar_functions import InverseSquareRoot, Logarithm, Power, ScalarFunction, SquareRoot
 
 __all__ = [
     "METHODS",
+    "Execution",
     "FailureCounts",
+    "ISqrtCov",
+    "InverseSquareRoot",
+    "Logarithm",
+    "MPNCov",
+    "Method",
+    "NSMinimax",
+    "Power",
+    "SVDExact",
+    "SVDNewton",
+    "SVDPade",
+    "SVDPowerIteration",
+    "SVDTaylor",
+    "SVDTopN",
+    "SVDTrunc",
+    "SVDWithRule",
+    "ScalarFunction",
+    "SpectralFunction",
+    "SquareRoot",
+    "covariance",
+    "covariance_function",
     "covariance_power",
     "covariance_spectrum",
     "covariance_sqrt",
+    "find_method",
+    "matrix_function",
     "matrix_inverse_sqrt",
     "matrix_log",
     "matrix_power",
     "matrix_sqrt",
+    "register_method",
 ]

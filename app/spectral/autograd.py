@@ -3,8 +3,8 @@ r"""The one autograd function of every spectral layer.
     forward:   Q = U f(diag(l)) U^T
     backward:  dL/dP = U (D * M) U^T,   M = U^T (G + G^T)/2 U
 
-D comes from the layer's gradient rule (`app.spectral.gradients`). Decompositions are made before, without autograd,
-and handed in: they are constants here, which is what makes one Hadamard product the whole derivative.
+D comes from the gradient rule of the method (`methods`). Decompositions are made before, without autograd, and passed
+in: they are constants here, so one Hadamard product is the whole derivative.
 
 Shapes: B batch, d channels, N positions, r = min(d, N) eigenvalues.
 """
@@ -17,67 +17,75 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from app.spectral.gradients import Rule, exact
-from app.spectral.newton_schulz import NewtonSchulz
-from app.spectral.once import once
-from app.spectral.scalar_functions import ScalarFunction, SquareRoot
+from .methods import Method, SVDExact
+from .once_differentiable import once_differentiable
+from .scalar_functions import ScalarFunction, SquareRoot
 
 
 @dataclass(frozen=True)
-class Method:
-    """A spectral layer: which function goes forward, and what its gradient is made of.
+class SpectralFunction:
+    """A scalar function and the method that evaluates and differentiates it.
 
     Attributes:
-        function: f of the forward pass.
-        rule: the gradient rule.
-        backward_function: the function whose divided differences the rule sees; ``None``: the forward one.
-        keep: keep only the largest eigenvalues, this many (SVD-TopN, eq. 11); ``None``: all.
+        function: f.
+        method: the method.
+
+    Raises:
+        ValueError: if the method is not defined for f.
     """
 
     function: ScalarFunction
-    rule: Rule = exact
-    backward_function: ScalarFunction | None = None
-    keep: int | None = None
+    method: Method
 
-    def _kept(self, eigenvalues: Tensor) -> Tensor:
-        """The eigenvalues ``(B, r)``, ascending, with those after the N-th largest zero."""
-        if self.keep is None or self.keep >= eigenvalues.shape[-1]:
-            return eigenvalues
-        eigenvalues = eigenvalues.clone()
-        eigenvalues[..., : eigenvalues.shape[-1] - self.keep] = 0
-        return eigenvalues
+    def __post_init__(self) -> None:
+        _ = self.forward_function, self.backward_function
+
+    @property
+    def forward_function(self) -> ScalarFunction:
+        """The scalar function of the forward pass."""
+        return self.method.forward_function(self.function)
+
+    @property
+    def backward_function(self) -> ScalarFunction:
+        """The scalar function of the backward pass."""
+        return self.method.backward_function(self.function)
+
+    @property
+    def twice_differentiable(self) -> bool:
+        """Whether the backward pass can itself be differentiated."""
+        return self == SpectralFunction(SquareRoot(), SVDExact())
 
     def values(self, eigenvalues: Tensor) -> Tensor:
         """``f(l)``, (B, r)."""
-        f, eigenvalues = self.function, self._kept(eigenvalues)
-        if isinstance(f, NewtonSchulz):
-            scale = _trace_scale(eigenvalues)
-            return f.value(eigenvalues / scale).mul_(scale**f.degree)
-        return f.value(eigenvalues)
+        f, eigenvalues = self.forward_function, self.method.kept(eigenvalues)
+        if f.trace_degree is None:
+            return f.value(eigenvalues)
+        scale = _trace_scale(eigenvalues)
+        return f.value(eigenvalues / scale).mul_(scale**f.trace_degree)
 
     def differences(self, eigenvalues: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """What the backward pass multiplies with.
+        """The factors of the backward pass.
 
         Returns:
             D ``(B, r, r)``; its column for an eigenvalue of zero, D_i0 ``(B, r)``, which pairs range and null space;
             and for functions of P / tr(P) the weights t ``(B, r)`` of the trace term ``(sum_i t_i M_ii) I``.
         """
-        f, eigenvalues = self.backward_function or self.function, self._kept(eigenvalues)
-        if not isinstance(f, NewtonSchulz):
+        f, eigenvalues = self.backward_function, self.method.kept(eigenvalues)
+        if f.trace_degree is None:
             return *self._pairs(f, eigenvalues), None
         scale = _trace_scale(eigenvalues)
         x = eigenvalues / scale
         D, D_null = self._pairs(f, x)
         # Q = tr^h phi(l / tr) with h = +-1/2; t = d Q_ii / d tr
-        t = (f.degree * f.value(x) - D.diagonal(dim1=-2, dim2=-1) * x).mul_(scale ** (f.degree - 1))
-        power = scale ** (f.degree - 1)
+        power = scale ** (f.trace_degree - 1)
+        t = (f.trace_degree * f.value(x) - D.diagonal(dim1=-2, dim2=-1) * x).mul_(power)
         return D.mul_(power.unsqueeze(-1)), D_null.mul_(power), t
 
     def _pairs(self, f: ScalarFunction, a: Tensor) -> tuple[Tensor, Tensor]:
-        D = self.rule(f, a.unsqueeze(-1), a.unsqueeze(-2))
+        D = self.method.rule(f, a.unsqueeze(-1), a.unsqueeze(-2))
         derivative = f.divided_difference(a, a)
         D.diagonal(dim1=-2, dim2=-1).copy_(derivative)
-        return D, self.rule(f, a, torch.zeros_like(a))
+        return D, self.method.rule(f, a, torch.zeros_like(a))
 
 
 def _trace_scale(eigenvalues: Tensor) -> Tensor:
@@ -92,24 +100,25 @@ class MatrixFunction(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, P: Tensor, anchored: Tensor, eigenvalues: Tensor, U: Tensor, method: Method) -> Tensor:
-        Q = (U * method.values(eigenvalues).unsqueeze(-2)) @ U.mT
-        ctx.method = method
-        # the exact square root can be differentiated again, through Q
-        ctx.twice = method == Method(SquareRoot())
-        ctx.save_for_backward(eigenvalues, U, Q if ctx.twice else anchored)
+    def forward(
+        ctx: Any, P: Tensor, anchor: Tensor, eigenvalues: Tensor, U: Tensor, function: SpectralFunction
+    ) -> Tensor:
+        Q = (U * function.values(eigenvalues).unsqueeze(-2)) @ U.mT
+        ctx.function = function
+        # the second derivative goes through Q
+        ctx.save_for_backward(eigenvalues, U, Q if function.twice_differentiable else anchor)
         return Q
 
     @staticmethod
     def backward(ctx: Any, G: Tensor) -> tuple[Tensor, None, None, None, None]:
         eigenvalues, U, last = ctx.saved_tensors
         with torch.autocast(G.device.type, enabled=False):
-            if ctx.twice and torch.is_grad_enabled():
+            if ctx.function.twice_differentiable and torch.is_grad_enabled():
                 return _SquareRootGradient.apply(last, G, eigenvalues, U), None, None, None, None
             with torch.no_grad():
-                D, _, t = ctx.method.differences(eigenvalues)
+                D, _, t = ctx.function.differences(eigenvalues)
                 gradient = _gradient_of_matrix(G, U, D, t)
-        return once(gradient, last), None, None, None, None
+        return once_differentiable(gradient, last), None, None, None, None
 
 
 def _gradient_of_matrix(G: Tensor, U: Tensor, D: Tensor, t: Tensor | None) -> Tensor:
@@ -167,31 +176,34 @@ class CovarianceFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, X: Tensor, anchored: Tensor, Y: Tensor, eigenvalues: Tensor, V: Tensor, method: Method
+        ctx: Any, X: Tensor, anchor: Tensor, Y: Tensor, eigenvalues: Tensor, V: Tensor, function: SpectralFunction
     ) -> Tensor:
         d, N = Y.shape[-2:]
-        ctx.method, ctx.small = method, d > N
+        ctx.function, ctx.small = function, d > N
         ctx.input_dtype = X.dtype
-        values = method.values(eigenvalues)
-        if ctx.small:
-            s = eigenvalues.sqrt()
-            U = (Y @ V).mul_(torch.where(s > 0, 1 / s, 0).unsqueeze(-2))
-            ctx.save_for_backward(eigenvalues, U, V, anchored)
-        else:
-            U = V
-            ctx.save_for_backward(eigenvalues, U, Y, anchored)
-        return ((U * values.unsqueeze(-2)) @ U.mT).to(X.dtype)
+        values = function.values(eigenvalues)
+        if not ctx.small:
+            ctx.save_for_backward(eigenvalues, V, Y, anchor)
+            return ((V * values.unsqueeze(-2)) @ V.mT).to(X.dtype)
+        s = eigenvalues.sqrt()
+        U = (Y @ V).mul_(torch.where(s > 0, 1 / s, 0).unsqueeze(-2))
+        ctx.save_for_backward(eigenvalues, U, V, anchor)
+        at_zero = function.values(torch.zeros_like(eigenvalues[..., :1]))
+        # the null space, of d - r dimensions at least, has no eigenvectors here: it is what U leaves of the identity
+        Q = (U * (values - at_zero).unsqueeze(-2)) @ U.mT
+        Q.diagonal(dim1=-2, dim2=-1).add_(at_zero)
+        return Q.to(X.dtype)
 
     @staticmethod
     def backward(ctx: Any, G: Tensor) -> tuple[Tensor, None, None, None, None, None]:
+        *saved, anchor = ctx.saved_tensors  # read once: saved-tensor hooks may recompute them
         with torch.autocast(G.device.type, enabled=False), torch.no_grad():
-            gradient = CovarianceFunction._gradient(ctx, G)
-        return once(gradient, ctx.saved_tensors[-1]), None, None, None, None, None
+            gradient = CovarianceFunction._gradient(ctx, G, *saved)
+        return once_differentiable(gradient, anchor), None, None, None, None, None
 
     @staticmethod
-    def _gradient(ctx: Any, G: Tensor) -> Tensor:
-        eigenvalues, U, other, _ = ctx.saved_tensors
-        D, D_null, t = ctx.method.differences(eigenvalues)
+    def _gradient(ctx: Any, G: Tensor, eigenvalues: Tensor, U: Tensor, other: Tensor) -> Tensor:
+        D, D_null, t = ctx.function.differences(eigenvalues)
         G = G.to(U.dtype)
         if ctx.small:
             GU = (G + G.mT) @ U  # twice the symmetric part: the factor 2 of 2 dL/dP Y
@@ -211,15 +223,15 @@ class Covariance(torch.autograd.Function):
     """``Y Y^T`` of the centred features over sqrt(N), ``(B, d, d)``; the gradient, for the uncentred X, is eq. (6)."""
 
     @staticmethod
-    def forward(ctx: Any, X: Tensor, anchored: Tensor, Y: Tensor) -> Tensor:
+    def forward(ctx: Any, X: Tensor, anchor: Tensor, Y: Tensor) -> Tensor:
         ctx.input_dtype = X.dtype
-        ctx.save_for_backward(Y, anchored)
+        ctx.save_for_backward(Y, anchor)
         return Y @ Y.mT
 
     @staticmethod
     def backward(ctx: Any, G: Tensor) -> tuple[Tensor, None, None]:
-        Y, anchored = ctx.saved_tensors
+        Y, anchor = ctx.saved_tensors
         with torch.autocast(G.device.type, enabled=False), torch.no_grad():
             # (G + G^T) X I_bar, with I_bar = (I - 11^T/N) / N: the rows of Y have mean zero already
             gradient = ((G + G.mT) @ Y).mul_(Y.shape[-1] ** -0.5).to(ctx.input_dtype)
-        return once(gradient, anchored), None, None
+        return once_differentiable(gradient, anchor), None, None

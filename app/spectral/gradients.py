@@ -18,8 +18,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from app.spectral.pade import pade_damping, taylor_damping
-from app.spectral.scalar_functions import ScalarFunction, relative_gap
+from .pade import pade_damping, taylor_damping
+from .scalar_functions import ScalarFunction, relative_gap
 
 Rule = Callable[[ScalarFunction, Tensor, Tensor], Tensor]
 

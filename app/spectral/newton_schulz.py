@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from app.spectral.once import anchor, once
+from .once_differentiable import graph_anchor, once_differentiable
+from .scalar_functions import ScalarFunction
 
 Coefficients = tuple[tuple[float, float], ...]
 """One pair (a_k, b_k) for each step."""
@@ -27,11 +28,15 @@ Coefficients = tuple[tuple[float, float], ...]
 
 def classic(iterations: int) -> Coefficients:
     """(3/2, 1/2) at every step (eq. 7)."""
-    return ((1.5, 0.5),) * whole_number("iterations", iterations)
+    return ((1.5, 0.5),) * positive_integer("iterations", iterations)
 
 
-def whole_number(name: str, value: int) -> int:
-    """The value of an option, if it is a whole number of at least 1."""
+def positive_integer(name: str, value: int) -> int:
+    """The value of an option, checked.
+
+    Raises:
+        ValueError: for anything but a whole number of at least 1.
+    """
     if not isinstance(value, int) or isinstance(value, bool):
         raise ValueError(f"{name} must be a whole number, got {value!r}")
     if value < 1:
@@ -64,7 +69,7 @@ def minimax(iterations: int, floor: float = 1e-3) -> Coefficients:
 
 
 @dataclass(frozen=True)
-class NewtonSchulz:
+class NewtonSchulz(ScalarFunction):
     """The iteration as a scalar function of an eigenvalue l of A: w = a - b z y,  y <- y w,  z <- z w.
 
     Its divided differences obey the product rule, (x y)[i,j] = x_i y[i,j] + x[i,j] y_j, without any quotient:
@@ -84,8 +89,8 @@ class NewtonSchulz:
     inverse: bool = False
 
     @property
-    def degree(self) -> float:
-        """The degree of homogeneity of the function that is approximated: f(c l) = c^degree f(l)."""
+    def trace_degree(self) -> float:
+        """The degree of homogeneity h of the function that is approximated: f(c l) = c^h f(l)."""
         return -0.5 if self.inverse else 0.5
 
     def value(self, a: Tensor) -> Tensor:
@@ -125,7 +130,7 @@ def newton_schulz(P: Tensor, coefficients: Coefficients, *, inverse: bool = Fals
     Returns:
         ``(B, d, d)``; differentiable once.
     """
-    return _NewtonSchulzProducts.apply(P, anchor(P), coefficients, inverse)
+    return _NewtonSchulzProducts.apply(P, graph_anchor(P), coefficients, inverse)
 
 
 class _NewtonSchulzProducts(torch.autograd.Function):
@@ -138,7 +143,7 @@ class _NewtonSchulzProducts(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, P: Tensor, anchored: Tensor, coefficients: Coefficients, inverse: bool) -> Tensor:
+    def forward(ctx: Any, P: Tensor, anchor: Tensor, coefficients: Coefficients, inverse: bool) -> Tensor:
         trace = _trace(P)
         trace = torch.where(trace > 0, trace, 1)
         A = P / trace
@@ -152,18 +157,18 @@ class _NewtonSchulzProducts(torch.autograd.Function):
         assert v is not None
         Q = v / trace.sqrt() if inverse else v.mul_(trace.sqrt())
         ctx.coefficients, ctx.inverse = coefficients, inverse
-        ctx.save_for_backward(anchored, trace, Q, *m_steps)
+        ctx.save_for_backward(anchor, trace, Q, *m_steps)
         return Q
 
     @staticmethod
     def backward(ctx: Any, G: Tensor) -> tuple[Tensor, None, None, None]:
+        anchor, trace, Q, *m_steps = ctx.saved_tensors  # read once: saved-tensor hooks may recompute them
         with torch.autocast(G.device.type, enabled=False), torch.no_grad():
-            gradient = _NewtonSchulzProducts._gradient(ctx, G)
-        return once(gradient, ctx.saved_tensors[0]), None, None, None
+            gradient = _NewtonSchulzProducts._gradient(ctx, G, trace, Q, m_steps)
+        return once_differentiable(gradient, anchor), None, None, None
 
     @staticmethod
-    def _gradient(ctx: Any, G: Tensor) -> Tensor:
-        _, trace, Q, *m_steps = ctx.saved_tensors
+    def _gradient(ctx: Any, G: Tensor, trace: Tensor, Q: Tensor, m_steps: list[Tensor]) -> Tensor:
         G = (G + G.mT).mul_(0.5)
         v, dv = (None, None) if ctx.inverse else (m_steps[0], G.clone())
         dm = G.clone()

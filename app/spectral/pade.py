@@ -39,8 +39,8 @@ def pade_coefficients(degree: int) -> tuple[Tensor, Tensor]:
 
 def pade_order(degree: int) -> int:
     """The order n of the diagonal approximant [n/n] matched to a series of ``degree = 2 n``."""
-    if degree < 2 or degree % 2:
-        raise ValueError(f"pade_degree must be even and at least 2 (it is matched by [n/n]), got {degree}")
+    if not isinstance(degree, int) or degree < 2 or degree % 2:
+        raise ValueError(f"pade_degree must be even and at least 2 (it is matched by [n/n]), got {degree!r}")
     return degree // 2
 
 

@@ -1,4 +1,4 @@
-"""The scalar functions f behind the matrix functions, with f' and the divided difference f[a, b].
+"""The scalar functions f of the matrix functions: their values and their divided differences.
 
     f[a, b] = (f(a) - f(b)) / (a - b)  for a != b,      f[a, a] = f'(a)
 
@@ -8,28 +8,42 @@ Arguments are non-negative tensors that broadcast against each other.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 
-class ScalarFunction(Protocol):
-    """What a gradient rule needs to know of f."""
+class ScalarFunction(ABC):
+    """A function f of the eigenvalues. Derive from it to add a matrix function of your own.
 
+    Attributes:
+        defined_at_zero: whether f(0) is finite. If not, singular matrices are an error.
+        trace_degree: ``None`` evaluates f at the eigenvalues of P. A number h evaluates it at those of P / tr(P) and
+            multiplies by tr(P)^h, as Newton-Schulz iterations need (Song et al., ICCV 2021, eq. 8 and 9).
+    """
+
+    defined_at_zero: ClassVar[bool] = True
+
+    @property
+    def trace_degree(self) -> float | None:
+        """See above."""
+        return None
+
+    @abstractmethod
     def value(self, a: Tensor) -> Tensor:
         """f(a)."""
-        ...
 
+    @abstractmethod
     def divided_difference(self, a: Tensor, b: Tensor) -> Tensor:
         """f[a, b], and f'(a) where a = b; 0 where that is infinite (the minimum-norm choice at a = b = 0)."""
-        ...
 
 
 @dataclass(frozen=True)
-class SquareRoot:
-    """f = sqrt(l):  f[a, b] = 1 / (sqrt(a) + sqrt(b)), the rule with no singularity but at a = b = 0."""
+class SquareRoot(ScalarFunction):
+    """f = sqrt(l):  f[a, b] = 1 / (sqrt(a) + sqrt(b)), with a singularity at a = b = 0 only."""
 
     def value(self, a: Tensor) -> Tensor:
         return a.sqrt()
@@ -39,8 +53,10 @@ class SquareRoot:
 
 
 @dataclass(frozen=True)
-class InverseSquareRoot:
+class InverseSquareRoot(ScalarFunction):
     """f = 1 / sqrt(l):  f[a, b] = -1 / (sqrt(a) sqrt(b) (sqrt(a) + sqrt(b))), for positive arguments."""
+
+    defined_at_zero = False
 
     def value(self, a: Tensor) -> Tensor:
         return a.rsqrt()
@@ -51,14 +67,24 @@ class InverseSquareRoot:
 
 
 @dataclass(frozen=True)
-class Power:
+class Power(ScalarFunction):
     """f = l^alpha (the general exponent of MPN-COV, Li et al., ICCV 2017).
 
     With h the larger argument and t = |a - b| / h:  f[a, b] = h^(alpha - 1) (1 - (1 - t)^alpha) / t. For t above 1/2
     the quotient of differences is the accurate one: 1 - t has lost digits of the smaller argument.
+
+    Args:
+        alpha: the exponent, positive and finite.
+
+    Raises:
+        ValueError: for another exponent.
     """
 
     alpha: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.alpha < float("inf"):
+            raise ValueError(f"alpha must be positive and finite, got {self.alpha}")
 
     def value(self, a: Tensor) -> Tensor:
         return a**self.alpha
@@ -72,8 +98,10 @@ class Power:
 
 
 @dataclass(frozen=True)
-class Logarithm:
+class Logarithm(ScalarFunction):
     """f = log(l) (DeepO2P, Ionescu et al., ICCV 2015):  f[a, b] = -log(1 - t) / (t h) with h, t as in `Power`."""
+
+    defined_at_zero = False
 
     def value(self, a: Tensor) -> Tensor:
         return a.log()

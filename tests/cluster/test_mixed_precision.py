@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from app.layers import META_LAYERS, DecorrelatedBatchNorm2d
+from app.layers import DecorrelatedBatchNorm2d, meta_layers
 from app.spectral import autograd, functions, newton_schulz
 
 SHORT = ("--trainer.max_epochs", 1, "--trainer.limit_train_batches", 2, "--trainer.limit_val_batches", 1,
@@ -15,7 +15,7 @@ BF16 = ("--trainer.precision", "bf16-mixed")
 TREATED = ("--trainer.callbacks+=OrthogonalLoss", "--trainer.callbacks+=NearestOrthogonalGradient",
            "--trainer.callbacks+=OptimalLearningRate")  # fmt: skip
 # svd-pi diverges in any precision
-POOLINGS = {name: ("--model.meta_layer", name) for name in META_LAYERS if name != "svd-pi"}
+POOLINGS = {name: ("--model.meta_layer", name) for name in meta_layers() if name != "svd-pi"}
 POOLINGS["products"] = ("--model.meta_layer", "isqrt-cov", "--model.meta_options.route", "products")
 WHITENINGS = {name: ("--model.meta_layer", "gap", "--model.decorrelation", name)
               for name in ("svd-exact", "isqrt-cov")}  # fmt: skip

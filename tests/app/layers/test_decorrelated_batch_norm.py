@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from app.layers import DecorrelatedBatchNorm2d
-from app.spectral import METHODS
+from app.spectral import METHODS, ISqrtCov
 
 ROOT = Path(__file__).parents[3]
 EXACT = ("mpn-cov", "svd-exact", "svd-trunc", "svd-taylor", "svd-pade", "svd-pi", "svd-newton")
@@ -151,14 +151,55 @@ def test_spectrum_is_that_of_the_covariance_without_eps():
     expected[1, 0] = 0
     for method, options in (("svd-exact", {}), ("isqrt-cov", {"route": "products"})):
         layer = DecorrelatedBatchNorm2d(6, 2, eps=0.1, method=method, options=options).double()
-        layer.spectrum_wanted = method == "isqrt-cov"
+        spectra = []
+        handle = layer.observe_spectrum(spectra.append)
         layer(x)
-        torch.testing.assert_close(layer.spectrum, expected)
-        assert layer.spectrum[1, 0] == 0
-        layer.spectrum_wanted = False
+        torch.testing.assert_close(spectra[0], expected)
+        assert spectra[0][1, 0] == 0
+        handle.remove()
         layer(x)
-        assert (layer.spectrum is None) == (method == "isqrt-cov")
+        assert len(spectra) == 1
+        assert layer.covariance_size == 3
     assert DecorrelatedBatchNorm2d(6).counts is not DecorrelatedBatchNorm2d(6).counts
+
+
+@pytest.mark.parametrize("handled", [True, False])
+def test_a_batch_that_is_refused_leaves_the_running_statistics_alone(handled):
+    layer, messages = DecorrelatedBatchNorm2d(6).double(), []
+    layer(features(dtype=torch.float64))
+    before = {name: value.clone() for name, value in layer.named_buffers()}
+    bad = features(dtype=torch.float64)
+    bad[0, 3, 0, 0] = torch.nan
+    if handled:
+        layer.non_finite_handler = messages.append
+        assert layer(bad).isnan().all()
+        assert len(messages) == 1
+    else:
+        with pytest.raises(FloatingPointError, match=r"svd-exact decorrelation of 6 channels: .* not finite"):
+            layer(bad)
+    assert all(torch.equal(value, before[name]) for name, value in layer.named_buffers())
+
+
+def test_non_finite_features_are_refused_in_evaluation_too():
+    layer = DecorrelatedBatchNorm2d(6).double().eval()
+    bad = features(dtype=torch.float64)
+    bad[0, 3, 0, 0] = torch.nan
+    with pytest.raises(FloatingPointError, match="features contain non-finite values; the features are not finite"):
+        layer(bad)
+
+
+def test_features_of_small_variance_are_whitened():
+    # eps is far larger than the eigenvalues: round-off is relative to eps, not to them
+    x = 1e-9 * features(dtype=torch.float32)
+    assert DecorrelatedBatchNorm2d(6)(x).isfinite().all()
+
+
+def test_a_method_object():
+    x = features(dtype=torch.float64)
+    layer = DecorrelatedBatchNorm2d(6, method=ISqrtCov(iterations=7)).double()
+    named = DecorrelatedBatchNorm2d(6, method="isqrt-cov", options={"iterations": 7}).double()
+    assert torch.equal(layer(x), named(x))
+    assert "ISqrtCov decorrelation of 6 channels" in repr(layer)
 
 
 def test_options_reach_the_method():
@@ -203,6 +244,7 @@ PROCESS = """
 import os, sys, torch
 from torch import nn
 from app.layers import DecorrelatedBatchNorm2d
+from app.spectral import ISqrtCov
 
 rank, folder = int(sys.argv[1]), sys.argv[2]
 torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from app.layers import META_LAYERS, GlobalCovariancePooling
-from app.spectral import matrix_sqrt
+from app.layers import GlobalAveragePooling, GlobalCovariancePooling, build_pooling, meta_layers, spectral_layers
+from app.spectral import Power, SVDTaylor, covariance, covariance_power, covariance_sqrt, matrix_sqrt
 
 TRUE_GRADIENTS = ("mpn-cov", "isqrt-cov", "ns-minimax", "svd-exact", "svd-pade", "svd-trunc")
 
@@ -12,16 +12,17 @@ def features(batch=3, channels=8, side=4, dtype=torch.float64):
     return torch.randn(batch, channels, side, side, dtype=dtype, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("meta_layer", META_LAYERS)
+@pytest.mark.parametrize("meta_layer", meta_layers())
 def test_shapes_and_dtype(meta_layer):
-    layer = GlobalCovariancePooling(8, 5, meta_layer)
+    layer = build_pooling(meta_layer, 8, 5)
     pooled = layer(features(dtype=torch.float32))
     assert pooled.shape == (3, 8 if meta_layer == "gap" else 15) == (3, layer.out_features)
     assert pooled.dtype == torch.float32
 
 
 def test_gap_is_the_mean_and_has_no_parameters():
-    layer = GlobalCovariancePooling(8, 5, "gap")
+    layer = build_pooling("gap", 8, 5)
+    assert isinstance(layer, GlobalAveragePooling)
     assert not list(layer.parameters())
     assert torch.equal(layer(features()), features().mean((2, 3)))
 
@@ -80,7 +81,7 @@ def test_counts_decompositions_of_its_own_only():
 def test_several_reductions():
     layer = GlobalCovariancePooling(8, [6, 4])
     assert [m.out_channels for m in layer.modules() if isinstance(m, nn.Conv2d)] == [6, 4]
-    assert layer.pre_svd_layer.out_channels == layer.dim == 4
+    assert layer.pre_svd_layer.out_channels == layer.covariance_size == 4
     assert layer(features(dtype=torch.float32)).shape[-1] == layer.out_features == 10
     assert "8 -> 6 -> 4" in repr(layer)
     # one number in a list is that number, also to a checkpoint
@@ -93,7 +94,7 @@ def test_several_reductions():
         ({"dim": [6, 9]}, "between 2 and the 8 channels"),
         ({"dim": 9}, "between 2 and the 8 channels"),
         ({"dim": 1}, "between 2 and the 8 channels"),
-        ({"meta_layer": "svd"}, "unknown meta_layer 'svd'"),
+        ({"meta_layer": "svd-pad"}, "unknown meta_layer 'svd-pad': did you mean svd-pade"),
         ({"meta_layer": "svd-pade", "meta_options": {"degree": 3}}, "svd-pade takes no option 'degree'"),
         ({"meta_layer": "gap", "meta_options": {"iterations": 3}}, "gap takes no options"),
         ({"meta_options": {"iterations": 0}}, "iterations must be at least 1"),
@@ -101,7 +102,7 @@ def test_several_reductions():
 )
 def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
-        GlobalCovariancePooling(8, **{"dim": 4, **arguments})
+        build_pooling(**{"meta_layer": "isqrt-cov", "in_channels": 8, "dim": 4, **arguments})
 
 
 def test_a_single_position_is_refused():
@@ -142,30 +143,119 @@ def test_state_dict_holds_only_the_reduction():
     assert all(key.startswith("reduction.") for key in keys)
 
 
+@pytest.fixture
+def spectra():
+    """An observer and what it has seen."""
+    seen = []
+    return seen.append, seen
+
+
 @pytest.mark.parametrize("positions", [2, 6])
-def test_spectrum_of_the_last_batch(positions):
-    features = torch.randn(4, 5, positions, 2, dtype=torch.float64)
-    centred = features.flatten(2) - features.flatten(2).mean(-1, keepdim=True)
+def test_observers_receive_the_spectrum(positions, spectra):
+    observer, seen = spectra
+    features = torch.randn(4, 5, positions, 2, dtype=torch.float64, requires_grad=True)
+    centred = features.detach().flatten(2) - features.detach().flatten(2).mean(-1, keepdim=True)
     expected = torch.linalg.eigvalsh(centred @ centred.mT / (2 * positions))
     layer = GlobalCovariancePooling(5, None, "svd-pade")
-    assert layer.spectrum is None
+    handle = layer.observe_spectrum(observer)
     layer(features)
-    rank = layer.spectrum.shape[-1]
-    torch.testing.assert_close(layer.spectrum, expected[:, -rank:])
-    assert rank == min(5, 2 * positions)
+    (spectrum,) = seen
+    assert spectrum.shape == (4, min(5, 2 * positions))
+    assert not spectrum.requires_grad
+    torch.testing.assert_close(spectrum, expected[:, -spectrum.shape[-1] :])
+    with layer.unobserved():
+        layer(features)
+    assert (len(seen), layer.counts.calls) == (1, 1)
+    handle.remove()
+    layer(features)
+    assert (len(seen), layer.counts.calls) == (1, 2)
 
 
-def test_products_decompose_only_where_it_is_wanted():
+def test_products_decompose_only_for_an_observer(spectra, monkeypatch):
+    observer, seen = spectra
+    decompositions, eigh = [], torch.linalg.eigh
+    monkeypatch.setattr(torch.linalg, "eigh", lambda A: decompositions.append(A) or eigh(A))
     features = torch.randn(4, 5, 2, 2, dtype=torch.float64)
     layer = GlobalCovariancePooling(5, None, "isqrt-cov", {"route": "products"})
     layer(features)
-    assert layer.spectrum is None
-    layer.spectrum_wanted = True
+    assert decompositions == []
+    layer.observe_spectrum(observer)
     layer(features)
     reference = GlobalCovariancePooling(5, None, "svd-exact")
+    reference.observe_spectrum(observer)
     reference(features)
-    assert layer.spectrum.shape == (4, 4)
-    assert torch.equal(layer.spectrum, reference.spectrum)
+    assert seen[0].shape == (4, 4)
+    assert torch.equal(*seen)
+
+
+def test_a_handler_takes_the_place_of_the_error():
+    layer = GlobalCovariancePooling(8, 5, "svd-exact").eval()
+    messages = []
+    layer.non_finite_handler = messages.append
+    x = features(dtype=torch.float32).requires_grad_()
+    with torch.no_grad():
+        x[1, 2, 0, 0] = torch.nan
+    pooled = layer(x)
+    assert pooled.shape == (3, 15)
+    assert pooled.isnan().all()
+    assert torch.autograd.grad(pooled.sum(), x)[0].isnan().any()
+    assert len(messages) == 1
+    assert messages[0].startswith("svd-exact pooling of 8 -> 5 channels: 1 of 3 samples have non-finite features")
+
+
+class HalfSum(nn.Module):
+    """A normalisation that is no function of the eigenvalues."""
+
+    def forward(self, P):
+        return P / P.abs().sum((-2, -1), keepdim=True)
+
+
+class UnitColumns(nn.Module):
+    def forward(self, X):
+        return nn.functional.normalize(X, dim=1)
+
+
+def upper(Q):
+    rows, columns = torch.triu_indices(*Q.shape[-2:])
+    return Q[:, rows, columns]
+
+
+def test_a_method_object_a_function_and_modules_of_your_own():
+    x = features(channels=4)
+    X = x.flatten(2)
+    method = build_pooling(SVDTaylor(degree=3), 4, None)
+    assert torch.equal(method(x), upper(covariance_sqrt(X, "svd-taylor", taylor_degree=3)))
+    power = build_pooling("svd-exact", 4, None, function=Power(0.3))
+    assert torch.equal(power(x), upper(covariance_power(X, 0.3)))
+    normalised = build_pooling(HalfSum(), 4, None)
+    assert torch.equal(normalised(x), upper(HalfSum()(covariance(X))))
+    assert torch.autograd.gradcheck(normalised, x.requires_grad_())
+    columns = build_pooling("svd-exact", 4, None, feature_normalisation=UnitColumns())
+    assert torch.equal(columns(x), upper(covariance_sqrt(nn.functional.normalize(X, dim=1))))
+    assert "HalfSum pooling of 4 channels" in repr(normalised)
+    with pytest.raises(ValueError, match="gap takes no covariance"):
+        build_pooling("gap", 4, function=Power(0.3))
+    with pytest.raises(ValueError, match="defined for the square root and its inverse only"):
+        build_pooling("isqrt-cov", 4, None, function=Power(0.3))
+
+
+def test_a_module_is_observed_and_switched_like_a_method(spectra):
+    observer, seen = spectra
+    layer = GlobalCovariancePooling(8, 4, HalfSum()).eval()
+    layer.observe_spectrum(observer)
+    layer(features(dtype=torch.float32))
+    assert seen[0].shape == (3, 4)
+    layer.use_meta_layer("svd-exact")
+    assert layer.meta_layer == "svd-exact"
+    assert not any(isinstance(module, HalfSum) for module in layer.modules())
+    normalisation = HalfSum()
+    layer.use_meta_layer(normalisation)
+    assert layer.meta_layer is normalisation
+
+
+def test_spectral_layers_are_found_by_their_class():
+    model = nn.ModuleDict({"a": build_pooling("gap", 8), "b": build_pooling("svd-exact", 8, 4)})
+    assert spectral_layers(model) == {"b": model["b"]}
 
 
 def test_another_meta_layer_from_now_on():
@@ -176,7 +266,7 @@ def test_another_meta_layer_from_now_on():
     layer.use_meta_layer("svd-trunc", {"trunc_limit": 5})
     assert torch.equal(layer(features), other(features))
     assert "svd-trunc" in repr(layer)
-    with pytest.raises(ValueError, match="svd-trunc pooling of 8 -> 4 channels cannot become gap"):
+    with pytest.raises(ValueError, match="covariance pooling of 8 -> 4 channels cannot become gap"):
         layer.use_meta_layer("gap")
     with pytest.raises(ValueError, match="takes no option 'iterations'"):
         layer.use_meta_layer("svd-exact", {"iterations": 3})
@@ -186,4 +276,4 @@ def test_another_meta_layer_from_now_on():
 def test_the_layer_names_its_pre_svd_layer():
     layer = GlobalCovariancePooling(8, 4)
     assert layer.pre_svd_layer is layer.reduction[0]
-    assert GlobalCovariancePooling(8, None).pre_svd_layer is GlobalCovariancePooling(8, 4, "gap").pre_svd_layer is None
+    assert GlobalCovariancePooling(8, None).pre_svd_layer is build_pooling("gap", 8, 4).pre_svd_layer is None

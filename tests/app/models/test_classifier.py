@@ -5,7 +5,7 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from app.layers import META_LAYERS
+from app.layers import meta_layers
 from app.models.classifier import Classifier
 
 
@@ -31,7 +31,7 @@ def test_down_sampling_follows_the_pooling():
     assert small(meta_layer="gap", downsampling="removed").backbone(images).shape[-1] == 12
 
 
-@pytest.mark.parametrize("meta_layer", [name for name in META_LAYERS if name != "svd-pi"])
+@pytest.mark.parametrize("meta_layer", [name for name in meta_layers() if name != "svd-pi"])
 def test_one_step_with_every_layer(meta_layer, tmp_path):
     torch.manual_seed(0)
     model = small(meta_layer=meta_layer)

@@ -132,10 +132,10 @@ def test_singular_matrix_without_a_shift(name, method, smallest):
 
 
 @pytest.mark.parametrize("name", ALL)
-@pytest.mark.parametrize("method", ["svd", "SVD-Pade", "", "gap"])
-def test_unknown_method(name, method):
+@pytest.mark.parametrize(("method", "hint"), [("svd-pad", "did you mean svd-pade? "), ("", ""), ("gap", "")])
+def test_unknown_method(name, method, hint):
     function, x = ALL[name]
-    message = re.escape(f"unknown method {method!r}: choose one of mpn-cov, isqrt-cov")
+    message = re.escape(f"unknown method {method!r}: {hint}choose one of mpn-cov, isqrt-cov")
     refused(ValueError, message, function, x, method)
 
 

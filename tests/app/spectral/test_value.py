@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import doctest
-import inspect
 
 import mpmath
 import pytest
@@ -20,6 +19,7 @@ from app.spectral import (
     matrix_power,
     matrix_sqrt,
 )
+from app.spectral.methods import method_options
 from app.spectral.newton_schulz import classic, minimax
 
 EPS = torch.finfo(torch.float64).eps
@@ -55,8 +55,8 @@ def test_names():
     ],
 )
 def test_published_defaults(method, options):
-    parameters = inspect.signature(METHODS[method]).parameters.values()
-    assert {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY} == options
+    default = METHODS[method]()
+    assert {name: getattr(default, field) for name, field in method_options(METHODS[method]).items()} == options
 
 
 def test_default_method_and_shift(with_spectrum):

@@ -1,0 +1,305 @@
+"""The methods: how a function of a symmetric matrix is evaluated and differentiated, each with its options.
+
+A method is a small frozen object, `SVDPade(degree=100)`. The names in `METHODS` are short for them. To add your own,
+derive from `Method`, or wrap a gradient rule in `SVDWithRule`; `register_method` gives it a name.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import gradients
+from .gradients import Rule
+from .newton_schulz import Coefficients, NewtonSchulz, classic, minimax, positive_integer
+from .pade import pade_order
+from .scalar_functions import InverseSquareRoot, ScalarFunction, SquareRoot
+
+
+@dataclass(frozen=True)
+class Method:
+    """The exact value and the exact gradient of f; methods override what they do otherwise.
+
+    With ``P = U diag(l) U^T`` the layer computes ``U f(diag(l)) U^T``, and its gradient is ``U (D * M) U^T``, M being
+    the symmetrised upstream gradient in the eigenbasis. A method chooses D.
+    """
+
+    def forward_function(self, f: ScalarFunction) -> ScalarFunction:
+        """The scalar function of the forward pass: f itself, or an iteration that approximates it.
+
+        Raises:
+            ValueError: if the method is not defined for f.
+        """
+        return f
+
+    def backward_function(self, f: ScalarFunction) -> ScalarFunction:
+        """The scalar function that `rule` is applied to; by default that of the forward pass."""
+        return self.forward_function(f)
+
+    def rule(self, f: ScalarFunction, a: Tensor, b: Tensor) -> Tensor:
+        """D for pairs of eigenvalues a, b that broadcast; its diagonal is replaced by f'(l)."""
+        return gradients.exact(f, a, b)
+
+    def kept(self, eigenvalues: Tensor) -> Tensor:
+        """The eigenvalues ``(B, r)``, ascending, that the layer works with."""
+        return eigenvalues
+
+
+@dataclass(frozen=True)
+class SVDExact(Method):
+    """``svd-exact``: D is the divided difference f[l_i, l_j] (Daleckii and Krein, 1965)."""
+
+
+@dataclass(frozen=True)
+class SVDWithRule(Method):
+    """A method made of a gradient rule of your own.
+
+    Attributes:
+        gradient_rule: a function ``(f, a, b) -> D`` as those of `app.spectral.gradients`.
+    """
+
+    gradient_rule: Rule
+
+    def rule(self, f: ScalarFunction, a: Tensor, b: Tensor) -> Tensor:
+        return self.gradient_rule(f, a, b)
+
+
+@dataclass(frozen=True)
+class MPNCov(Method):
+    """``mpn-cov``: the ordinary gradient of the eigendecomposition (Li et al., ICCV 2017)."""
+
+    def rule(self, f: ScalarFunction, a: Tensor, b: Tensor) -> Tensor:
+        return gradients.svd(f, a, b)
+
+
+@dataclass(frozen=True)
+class ISqrtCov(Method):
+    """``isqrt-cov``: the Newton-Schulz iteration, forward and backward (Li et al., CVPR 2018).
+
+    Attributes:
+        iterations: number of steps.
+    """
+
+    iterations: int = 5
+
+    def __post_init__(self) -> None:
+        positive_integer("iterations", self.iterations)
+
+    def forward_function(self, f: ScalarFunction) -> ScalarFunction:
+        return newton_schulz_of(f, classic(self.iterations))
+
+
+@dataclass(frozen=True)
+class NSMinimax(Method):
+    """``ns-minimax``: the Newton-Schulz iteration with minimax coefficients.
+
+    Attributes:
+        iterations: number of steps.
+        floor: smallest eigenvalue of P / tr(P) that counts, between 0 and 1.
+    """
+
+    iterations: int = 5
+    floor: float = 1e-3
+
+    def __post_init__(self) -> None:
+        minimax(self.iterations, self.floor)
+
+    def forward_function(self, f: ScalarFunction) -> ScalarFunction:
+        return newton_schulz_of(f, minimax(self.iterations, self.floor))
+
+
+@dataclass(frozen=True)
+class SVDTopN(Method):
+    """``svd-topn``: all but the largest eigenvalues set to zero (Song et al., ICCV 2021, eq. 11).
+
+    Attributes:
+        topn: number of eigenvalues that are kept.
+    """
+
+    topn: int = 200
+
+    def __post_init__(self) -> None:
+        positive_integer("topn", self.topn)
+
+    def forward_function(self, f: ScalarFunction) -> ScalarFunction:
+        if not f.defined_at_zero or f.value(torch.zeros(1)).item() != 0:
+            raise ValueError("svd-topn sets eigenvalues to zero, where this function is not defined, or not zero")
+        return f
+
+    def rule(self, f: ScalarFunction, a: Tensor, b: Tensor) -> Tensor:
+        return gradients.svd(f, a, b)
+
+    def kept(self, eigenvalues: Tensor) -> Tensor:
+        dropped = max(eigenvalues.shape[-1] - self.topn, 0)
+        if dropped:
+            eigenvalues = eigenvalues.clone()
+            eigenvalues[..., :dropped] = 0
+        return eigenvalues
+
+
+@dataclass(frozen=True)
+class SVDTrunc(Method):
+    """``svd-trunc``: 1 / (l_i - l_j) truncated (Song et al., ICCV 2021, eq. 12).
+
+    Attributes:
+        limit: the bound T; ``trunc_limit`` on the command line.
+    """
+
+    limit: float = field(default=1e10, metadata={"option": "trunc_limit"})
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.limit, int | float) or not self.limit > 0:
+            raise ValueError(f"trunc_limit must be positive, got {self.limit!r}")
+
+    def rule(self, f: ScalarFunction, a: Tensor, b: Tensor) -> Tensor:
+        return gradients.truncated(f, a, b, limit=self.limit)
+
+
+@dataclass(frozen=True)
+class SVDPowerIteration(Method):
+    """``svd-pi``: the gradient of the power iteration (Song et al., ICCV 2021, eq. 36). It diverges.
+
+    Attributes:
+        degree: of the geometric series; ``taylor_degree`` on the command line.
+    """
+
+    degree: int = field(default=100, metadata={"option": "taylor_degree"})
+
+    def __post_init__(self) -> None:
+        positive_integer("taylor_degree", self.degree)
+
+    def rule(self, f: ScalarFunction, a: Tensor, b: Tensor) -> Tensor:
+        return gradients.power_iteration(f, a, b, degree=self.degree)
+
+
+@dataclass(frozen=True)
+class SVDNewton(Method):
+    """``svd-newton``: the exact value with the gradient of the Newton-Schulz iteration (ICCV 2021, sec. 3.3).
+
+    Attributes:
+        iterations: number of steps of the backward pass.
+    """
+
+    iterations: int = 10
+
+    def __post_init__(self) -> None:
+        positive_integer("iterations", self.iterations)
+
+    def backward_function(self, f: ScalarFunction) -> ScalarFunction:
+        return newton_schulz_of(f, classic(self.iterations))
+
+
+@dataclass(frozen=True)
+class SVDTaylor(Method):
+    """``svd-taylor``: 1 / (l_i - l_j) by a Taylor polynomial (Song et al., ICCV 2021, eq. 16).
+
+    Attributes:
+        degree: of the polynomial; ``taylor_degree`` on the command line.
+    """
+
+    degree: int = field(default=100, metadata={"option": "taylor_degree"})
+
+    def __post_init__(self) -> None:
+        positive_integer("taylor_degree", self.degree)
+
+    def rule(self, f: ScalarFunction, a: Tensor, b: Tensor) -> Tensor:
+        return gradients.taylor(f, a, b, degree=self.degree)
+
+
+@dataclass(frozen=True)
+class SVDPade(Method):
+    """``svd-pade``: 1 / (l_i - l_j) by a diagonal Padé approximant (Song et al., ICCV 2021, eq. 21).
+
+    Attributes:
+        degree: of the Taylor series that it matches, even; ``pade_degree`` on the command line.
+    """
+
+    degree: int = field(default=100, metadata={"option": "pade_degree"})
+
+    def __post_init__(self) -> None:
+        pade_order(self.degree)
+
+    def rule(self, f: ScalarFunction, a: Tensor, b: Tensor) -> Tensor:
+        return gradients.pade(f, a, b, degree=self.degree)
+
+
+METHODS: dict[str, type[Method]] = {
+    "mpn-cov": MPNCov,
+    "isqrt-cov": ISqrtCov,
+    "svd-topn": SVDTopN,
+    "svd-trunc": SVDTrunc,
+    "svd-pi": SVDPowerIteration,
+    "svd-newton": SVDNewton,
+    "svd-taylor": SVDTaylor,
+    "svd-pade": SVDPade,
+    "svd-exact": SVDExact,
+    "ns-minimax": NSMinimax,
+}
+"""The methods by name; `register_method` adds to them."""
+
+
+def register_method(name: str, method: type[Method]) -> None:
+    """Give a method class of your own a name, by which all functions, layers and commands then know it.
+
+    Raises:
+        TypeError: for a class that is not derived from `Method`.
+        ValueError: for a name that is taken.
+    """
+    if not (isinstance(method, type) and issubclass(method, Method)):
+        raise TypeError(f"{method!r} is not a class derived from Method")
+    if METHODS.get(name, method) is not method or name == "gap":
+        raise ValueError(f"there is a method {name!r} already: choose another name")
+    METHODS[name] = method
+
+
+def method_options(method: type[Method]) -> dict[str, str]:
+    """The options of a method: their names on the command line, and the fields that they are."""
+    return {str(entry.metadata.get("option", entry.name)): entry.name for entry in fields(method)}
+
+
+def find_method(method: str | Method, options: Mapping[str, Any] | None = None) -> Method:
+    """The method of a name with options, or a method object as it is.
+
+    Args:
+        method: one of `METHODS`, or an object.
+        options: of a method that is given by name, such as ``{"pade_degree": 50}``.
+
+    Raises:
+        ValueError: for an unknown name, an option that the method does not take, or a value out of range.
+    """
+    options = dict(options or {})
+    if isinstance(method, Method):
+        if options:
+            raise ValueError(f"{method} is complete: give {', '.join(options)} where it is made")
+        return method
+    if method not in METHODS:
+        raise unknown_name("method", method, METHODS)
+    known = method_options(METHODS[method])
+    for option in options:
+        if option not in known:
+            raise ValueError(f"{method} takes no option {option!r} (it takes {', '.join(known) or 'none'})")
+    return METHODS[method](**{known[option]: value for option, value in options.items()})
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> ValueError:
+    """The error for a name that is not known, with the nearest one that is."""
+    known = list(known)
+    nearest = difflib.get_close_matches(str(name), known, n=1)
+    hint = f"did you mean {nearest[0]}? " if nearest else ""
+    return ValueError(f"unknown {kind} {name!r}: {hint}choose one of {', '.join(known)}")
+
+
+def newton_schulz_of(f: ScalarFunction, coefficients: Coefficients) -> NewtonSchulz:
+    """The Newton-Schulz iteration for f.
+
+    Raises:
+        ValueError: for another function than the square root and its inverse.
+    """
+    if isinstance(f, SquareRoot | InverseSquareRoot):
+        return NewtonSchulz(coefficients, inverse=isinstance(f, InverseSquareRoot))
+    raise ValueError("the Newton-Schulz iteration is defined for the square root and its inverse only")
