@@ -6,16 +6,23 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from app.console.plugins import import_plugins
+
 TOOLS = ("step", "treatments", "networks")
 """Flags that choose another benchmark than that of the layers; each is a module of its own."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the benchmark that the arguments ask for."""
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
-    tool = next((tool for tool in TOOLS if f"--{tool}" in arguments), "layers")
-    benchmark = importlib.import_module(f"app.bench.{tool}")  # the layers alone are measured without Lightning
-    benchmark.main([argument for argument in arguments if argument != f"--{tool}"])
+    """Run the benchmark that the arguments ask for, with the modules of ``--import`` imported before."""
+    rest = import_plugins(sys.argv[1:] if arguments is None else arguments)
+    tool = "layers"
+    for name in TOOLS:
+        if f"--{name}" in rest:
+            rest.remove(f"--{name}")
+            tool = name
+            break
+    benchmark = importlib.import_module(f"app.bench.{tool}")  # the layers are measured without loading Lightning
+    benchmark.main(rest)
 
 
 if __name__ == "__main__":

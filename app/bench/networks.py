@@ -1,4 +1,4 @@
-"""What covariance pooling costs in whole networks: ``python -m app.bench --networks``.
+"""The cost of covariance pooling in whole networks: ``python -m app.bench --networks``.
 
 Table 1 of the supplement of Wang et al., CVPR 2020: parameters, operations and time an image of average pooling (GAP)
 and covariance pooling (GCP), with the dimensions 128 and 256, and the down-sampling of the last stage removed or kept.
@@ -7,22 +7,23 @@ and covariance pooling (GCP), with the dimensions 128 and 256, and the down-samp
 from __future__ import annotations
 
 import argparse
-import statistics
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from app.bench.rounds import interleave
-from app.bench.step import PARTS, Step, Stopwatch, multiply_adds
+from app.bench.arguments import add_batch, add_device, add_repeats
+from app.bench.operations import multiply_adds
+from app.bench.rounds import interleave, medians
+from app.bench.short_fit import ShortFit
+from app.bench.step_timer import PARTS, Stopwatch
 from app.console.arguments import OneLineParser, positive
 from app.console.errors import fail
 from app.console.table import Table
-from app.layers.global_covariance_pooling import META_LAYERS
 from app.models.classifier import Classifier
+from app.spectral import METHODS
 
 NETWORKS = {
     "resnet18": "ResNet18",
@@ -59,7 +60,7 @@ PUBLISHED = {
 HEADER = ("", "parameters M", "multiply-adds G", "training ms", "x GAP", "inference ms", "x GAP", "pooling", "GB")
 
 NOTE = (
-    "Times are medians, an image; behind the strokes are the published figures (four Titan Xp). x GAP is the ratio to "
+    "Times are medians, an image; the published figures stand after the strokes (four Titan Xp). x GAP is the ratio to "
     "average pooling in the same network. Pooling is its share of a training step, forward and backward. GB is the "
     "memory that network and step take at most; it is known on GPUs only. Multiply-adds count eigendecompositions by "
     "formula: isqrt-cov and ns-minimax decompose on a CPU, and multiply elsewhere. Those of ResNet-50 and deeper "
@@ -75,32 +76,46 @@ class Network:
         model: the network.
         images: ``(B, 3, H, W)``.
         labels: ``(B,)``.
+
+    Attributes:
+        parameters: how many it has.
+        operations: multiply-adds of the forward pass of one image.
+        memory: bytes that network and training step take at most on a GPU; ``None`` on a CPU.
     """
 
-    def __init__(self, name: str, model: Callable[[], Classifier], images: Tensor, labels: Tensor) -> None:
-        on_gpu = images.device.type == "cuda"
-        before = _reset_peak(images.device) if on_gpu else 0
-        self.name, self.images = name, images
-        self.step = Step(model().to(images.device), images, labels)
-        self.parameters = sum(parameter.numel() for parameter in self.step.model.parameters())
-        self.operations, _ = multiply_adds(self.step.model, images[:1])
-        self.step()
-        self.memory = torch.cuda.max_memory_allocated(images.device) - before if on_gpu else None
+    def __init__(self, name: str, model: Classifier, images: Tensor, labels: Tensor) -> None:
+        self.name, self.images, self.model = name, images, model
+        self.parameters = sum(parameter.numel() for parameter in model.parameters())
+        # on the device of the training, because it decides how some layers compute
+        self.operations, _ = multiply_adds(model.to(images.device), images[:1])
+        model.cpu()
+        self.memory: int | None = None
+        self._fit = ShortFit(model, images, labels)
 
     def __call__(self) -> list[float]:
         """Seconds of each of `PARTS` of a training step, and of the inference of the batch."""
-        seconds = self.step()
-        model = self.step.model.eval()
-        watch = Stopwatch(self.images.device)
+        device = self.images.device
+        if device.type == "cuda":
+            before = _reset_peak(device)
+            seconds = self._fit()
+            self.memory = torch.cuda.max_memory_allocated(device) - before
+        else:
+            seconds = self._fit()
+        return [*seconds, self._inference()]
+
+    def _inference(self) -> float:
+        device = self.images.device
+        model = self.model.to(device).eval()  # the fit leaves it on the CPU
+        watch = Stopwatch(device)
         with torch.no_grad():
             model(self.images)
-        watch.split()
-        model.train()
-        return [*seconds, *watch.seconds]
+        seconds = watch.split()
+        model.train().cpu()
+        return seconds
 
 
 def _reset_peak(device: torch.device) -> int:
-    """Bytes that are taken now, from which on the peak is counted."""
+    """Start to count the peak anew, and return the bytes that are taken now."""
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
     return torch.cuda.memory_allocated(device)
@@ -110,7 +125,7 @@ def build(backbone: str, pooling: str, meta_layer: str, images: Tensor, labels: 
     """A network of `NETWORKS` with one of `POOLINGS`; `meta_layer` is that of covariance pooling."""
     torch.manual_seed(0)
     arguments = {"num_classes": 1000, "backbone": backbone, "meta_layer": meta_layer, **POOLINGS[pooling]}
-    return Network(f"{NETWORKS[backbone]} + {pooling}", partial(Classifier, **arguments), images, labels)
+    return Network(f"{NETWORKS[backbone]} + {pooling}", Classifier(**arguments), images, labels)
 
 
 def rows(networks: Sequence[Network], times: dict[str, list[Sequence[float]]]) -> list[list[str]]:
@@ -119,20 +134,21 @@ def rows(networks: Sequence[Network], times: dict[str, list[Sequence[float]]]) -
     base: Sequence[float] = ()
     published_base = PUBLISHED.get(networks[0].name, ())
     for network in networks:
-        *parts, inference = (statistics.median(column) for column in zip(*times[network.name], strict=True))
-        batch, seconds = len(network.images), dict(zip(PARTS, parts, strict=True))
-        own = (network.parameters / 1e6, network.operations / 1e9, *(1e3 * s / batch for s in (sum(parts), inference)))
+        *parts, inference = medians(times[network.name])
+        batch, step, seconds = len(network.images), sum(parts), dict(zip(PARTS, parts, strict=True))
+        own = (network.parameters / 1e6, network.operations / 1e9, 1e3 * step / batch, 1e3 * inference / batch)
         base, published = base or own, PUBLISHED.get(network.name)
         figures = [_beside(own[k], published and published[k]) for k in range(4)]
         ratios = [_beside(own[k] / base[k], published and published[k] / published_base[k]) for k in (2, 3)]
-        share = (seconds["pooling forward"] + seconds["pooling backward"]) / sum(parts)
+        share = (seconds["pooling forward"] + seconds["pooling backward"]) / step
         memory = "" if network.memory is None else f"{network.memory / 1e9:.2f}"
         lines.append([network.name, *figures[:3], ratios[0], figures[3], ratios[1], f"{share:.1%}", memory])
     return lines
 
 
 def _beside(own: float, published: float | None) -> str:
-    return f"{own:.2f}" + (f" / {published:.2f}" if published else "")
+    """A figure, and the published one after a stroke if there is one."""
+    return f"{own:.2f} / {published:.2f}" if published else f"{own:.2f}"
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -140,19 +156,18 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = OneLineParser(
         "python -m app.bench --networks", description="Cost of covariance pooling in whole networks."
     )
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     known = list(NETWORKS)
     parser.add_argument("--backbones", nargs="+", choices=known, metavar="NAME", default=known, help=f"of {known}")
-    parser.add_argument("--meta_layer", default="isqrt-cov", choices=META_LAYERS[1:], metavar="NAME", help="of GCP")
-    parser.add_argument("--batch", type=positive, default=4, help="images of a step (default: %(default)s)")
+    parser.add_argument("--meta_layer", default="isqrt-cov", choices=list(METHODS), metavar="NAME", help="of GCP")
+    add_batch(parser, default=4)
     parser.add_argument("--side", type=positive, default=224, help="pixels (default: %(default)s)")
-    parser.add_argument("--repeats", type=positive, default=3, help="timed rounds (default: %(default)s)")
-    parser.add_argument("--device", default=device, help="cpu or cuda (default: %(default)s)")
+    add_repeats(parser, default=3)
+    add_device(parser)
     return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Measure one backbone after the other, and print the table: also what was measured before an error."""
+    """Measure one backbone after the other, and print the table, after an error with the rows measured so far."""
     options = parse(arguments)
     print(f"{options.device}, {torch.get_num_threads()} threads, torch {torch.__version__}, GCP {options.meta_layer}")
     print(f"batch {options.batch}, {options.side} pixels, medians of {options.repeats}\n", flush=True)
@@ -160,13 +175,14 @@ def main(arguments: Sequence[str]) -> None:
     try:
         images = torch.randn(options.batch, 3, options.side, options.side, device=options.device)
         labels = torch.randint(1000, (options.batch,), device=options.device)
-        total = len(options.backbones) * len(POOLINGS) * (options.repeats + 1)
+        total = len(options.backbones) * len(POOLINGS) * options.repeats
         with tqdm(total=total, leave=False, disable=None) as bar:
             for backbone in options.backbones:
                 networks = [build(backbone, pooling, options.meta_layer, images, labels) for pooling in POOLINGS]
-                times = interleave({network.name: network for network in networks}, options.repeats, bar)
+                runs = {network.name: network for network in networks}
+                times = interleave(runs, options.repeats, bar, warm_up=0)
                 lines += rows(networks, times)
-                del networks  # before the next are built
+                del networks, runs  # before the next are built
     except (RuntimeError, AssertionError, ValueError) as error:
         fail(f"python -m app.bench --networks: {error}")
     finally:

@@ -1,12 +1,13 @@
 """Fair timing: every contestant runs once per round, in an order that changes.
 
-Drift of the machine, and what the contestant before leaves in caches and memory, then hit all alike.
+Drift of the machine, and whatever the previous contestant leaves in caches and memory, then affect all of them alike.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tqdm import tqdm
@@ -15,15 +16,29 @@ Run = Callable[[], Sequence[float]]
 """One timed run: seconds of the forward pass, and of forward and backward together, or of other parts."""
 
 
-def interleave(runs: dict[str, Run], repeats: int, bar: tqdm[Any]) -> dict[str, list[Sequence[float]]]:
-    """Time every contestant ``repeats`` times in rounds of random order, after a round of warm-up."""
+def interleave(
+    runs: Mapping[str, Run], repeats: int, bar: tqdm[Any], warm_up: int = 1
+) -> dict[str, list[Sequence[float]]]:
+    """Time every contestant ``repeats`` times in rounds of random order.
+
+    Args:
+        runs: the contestants by name.
+        repeats: rounds that count.
+        bar: advances by one a run.
+        warm_up: rounds before those; none for contestants that warm up in each run, as a `ShortFit` does.
+    """
     times: dict[str, list[Sequence[float]]] = {name: [] for name in runs}
     generator = random.Random(0)
-    for repeat in range(repeats + 1):
+    for number in range(warm_up + repeats):
         for name in generator.sample(list(runs), len(runs)):
             bar.set_postfix_str(name, refresh=False)
             seconds = runs[name]()
-            if repeat > 0:
+            if number >= warm_up:
                 times[name].append(seconds)
             bar.update()
     return times
+
+
+def medians(rounds: Sequence[Sequence[float]]) -> list[float]:
+    """The median of each part over the rounds."""
+    return [statistics.median(part) for part in zip(*rounds, strict=True)]

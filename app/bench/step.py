@@ -1,55 +1,55 @@
-"""One training step of a configuration, taken apart: ``python -m app.bench --step --config FILE``.
+"""The training step of a configuration, taken apart: ``python -m app.bench --step --config FILE``.
 
-It tells whether the loader or the network is the bottleneck, and where the time of a step goes: what table 1 of the
+It reports whether the loader or the network is the bottleneck, and where the time of a step goes: what table 1 of the
 supplement of Wang et al., CVPR 2020, compares for average and covariance pooling.
 
-Shapes: B batch, C channels, H x W pixels or positions.
+Shapes: B batch, H x W pixels.
 """
 
 from __future__ import annotations
 
-import itertools
 import resource
 import statistics
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from types import SimpleNamespace
+from collections.abc import Sequence
 from typing import Any
 
+import pytorch_lightning as pl
 import torch
 from jsonargparse.typing import PositiveInt
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
-from torch.utils.flop_counter import FlopCounterMode
+from torch import Tensor
 
+from app.bench.loader import MeasuredLoader, bottleneck
+from app.bench.operations import multiply_adds
+from app.bench.short_fit import Batch, Repeated, quiet
+from app.bench.step_timer import LOADER, PARTS, StepTimer, check_modules
 from app.cli.main import CLI
 from app.cli.main import main as run
-from app.models.classifier import Classifier
 from callbacks._pre_svd_treatment import PreSVDTreatment
 
-EIGH_MULTIPLY_ADDS = 4.5
-"""times n^3: the symmetric QR algorithm with eigenvectors takes 9 n^3 flops (Golub and Van Loan, sec. 8.3)."""
+WARM_UP = MeasuredLoader.WARM_UP
+"""Steps that do not count."""
 
-PARTS = (
-    "backbone forward",
-    "pooling forward",
-    "classifier forward",
-    "classifier backward",
-    "pooling backward",
-    "backbone backward",
-    "treatments",
-    "optimizer",
-)
-"""The parts of a step, in their order; the loss belongs to the classifier."""
-
-Batch = tuple[Tensor, Tensor]
-"""Images ``(B, 3, H, W)`` and labels ``(B,)``."""
+MEASURING: dict[str, Any] = {
+    "accumulate_grad_batches": 1,
+    "gradient_clip_val": None,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "fast_dev_run": False,
+    "limit_train_batches": None,
+    "limit_val_batches": 0,
+    "max_time": None,
+    "min_epochs": None,
+    "min_steps": None,
+    "num_sanity_val_steps": 0,
+    "overfit_batches": 0.0,
+    "val_check_interval": None,
+}
+"""Settings of the trainer: every batch is a whole training step, and nothing but training steps runs."""
 
 
 class StepCLI(CLI):
-    """Builds what ``fit`` would use, and measures instead of training."""
+    """Builds the objects of ``fit``, trains a few steps and reports their time."""
 
     def add_arguments_to_parser(self, parser: Any) -> None:
         super().add_arguments_to_parser(parser)
@@ -68,192 +68,101 @@ class StepCLI(CLI):
         )
 
     def _parse_ckpt_path(self) -> None:
-        """Of the weights only the shapes matter; and this is one process with the whole batch."""
+        """Leave out stored weights, because only their shapes matter, and train in one process that logs nothing."""
         options = self.config[self.config["subcommand"]]
-        for part, key, value in (
-            ("model.init_args", "weights", None),
-            ("model.init_args", "init_from", None),
-            ("trainer", "devices", 1),
-            ("trainer", "num_nodes", 1),
-            ("trainer", "strategy", "auto"),
+        for key, value in (
+            ("model.init_args.weights", None),
+            ("model.init_args.init_from", None),
+            ("trainer.devices", 1),
+            ("trainer.num_nodes", 1),
+            ("trainer.strategy", "auto"),
+            ("trainer.logger", False),
         ):
-            options[f"{part}.{key}"] = value
+            if key in options:  # models of users need not have these arguments
+                options[key] = value
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        options = self.config[self.subcommand]
+        self.repeats = options["repeats"]
+        if not options["synthetic"]:
+            # as many batches of each loader process
+            self.repeats += -self.repeats % max(1, getattr(self.datamodule, "num_workers", 0))
+        self.timer = StepTimer()
+        steps = WARM_UP + self.repeats
+        trainer = super().instantiate_trainer(**kwargs, **MEASURING, max_steps=steps, profiler=self.timer)
+        # Of the callbacks only the treatments are part of a step. The others save, stop, or measure by themselves.
+        trainer.callbacks = [c for c in trainer.callbacks if isinstance(c, PreSVDTreatment)]
+        return trainer
 
     def _run_subcommand(self, subcommand: str) -> None:
-        report(self.config[subcommand], self.trainer, self.model, self.datamodule)
+        check_modules(self.model)
+        options = self.config[subcommand]
+        loader = None
+        if options["synthetic"]:
+            first = random_batch(self.model, self.datamodule, options["synthetic"])
+            data: dict[str, Any] = {"train_dataloaders": Repeated(first)}
+        else:
+            loader = MeasuredLoader(self.datamodule, options["batches"])
+            data = {"datamodule": self.datamodule}
+        device = self.trainer.strategy.root_device
+        with quiet(), self.timer.watching(self.model, self.trainer.callbacks, device):
+            self.trainer.fit(self.model, **data)
+        seconds = medians(self.timer.steps[WARM_UP:])
+        if loader is not None:
+            first = loader.first
+        else:
+            del seconds[LOADER]
+        report(self.trainer, self.model, first, seconds, self.repeats)
+        if loader is not None:
+            network = len(first[0]) / (sum(seconds.values()) - seconds[LOADER])
+            print(bottleneck(network, loader.rate, loader.loader.num_workers))
 
 
-def loader_rate(loader: DataLoader[Any], batches: int) -> tuple[float, Iterator[Batch]]:
-    """Images per second of a loader, epoch after epoch; and the batches that follow.
+def random_batch(model: Any, data: Any, side: int) -> Batch:
+    """Random images and labels of the configuration's batch size.
 
-    What the loader processes prepare before the clock starts is taken out before.
+    Raises:
+        ValueError: if the data module has no batch size, or the model no number of classes.
     """
-    endless = itertools.chain.from_iterable(itertools.repeat(loader))
-    for _ in itertools.islice(endless, 1 + loader.num_workers * (loader.prefetch_factor or 0)):
-        pass
-    start = time.perf_counter()
-    images = sum(len(labels) for _, labels in itertools.islice(endless, batches))
-    return images / (time.perf_counter() - start), endless
+    for owner, name in ((data, "batch_size"), (model, "num_classes")):
+        if not hasattr(owner, name):
+            raise ValueError(f"--synthetic: random images need {name}, which {type(owner).__name__} does not have")
+    return torch.randn(data.batch_size, 3, side, side), torch.randint(model.num_classes, (data.batch_size,))
 
 
-class Step:
-    """A training step whose parts are timed: forward, backward, treatments and update.
+def medians(steps: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Seconds of each part of a step, medians over the steps.
 
-    Args:
-        model: the network; it is trained.
-        images: ``(B, 3, H, W)``, on the device of the network; those of every step until others are set.
-        labels: ``(B,)``.
-        treatments: callbacks that act on the gradient before the step.
-        context: what the forward pass runs in, such as autocast.
+    The loader's is a mean, because loader processes deliver several batches at once and then none for a while.
+
+    Raises:
+        ValueError: if there is no step.
     """
-
-    def __init__(
-        self,
-        model: Classifier,
-        images: Tensor,
-        labels: Tensor,
-        treatments: Sequence[PreSVDTreatment] = (),
-        context: Callable[[], AbstractContextManager[Any]] = nullcontext,
-    ) -> None:
-        self.model, self.images, self.labels = model.train(), images, labels
-        model.log = lambda *_, **__: None  # type: ignore[assignment] # there is no loop to log to
-        self.treatments, self.context = treatments, context
-        trainer: Any = SimpleNamespace(callbacks=list(treatments), optimizers=[], precision_plugin=None)
-        for treatment in treatments:
-            treatment.setup(trainer, model, "fit")
-        self.optimizer = model.configure_optimizers()["optimizer"]
-        trainer.optimizers.append(self.optimizer)
-        for treatment in treatments:
-            treatment.on_train_start(trainer, model)
-        self.trainer = trainer
-
-    def __call__(self) -> list[float]:
-        """Seconds of each of `PARTS`."""
-        self.optimizer.zero_grad()
-        watch = Stopwatch(self.images.device)
-        with self.context():
-            features = self.model.backbone(self.images)
-            watch.split()
-            # cut here and below, so that the three backward passes are timed apart
-            pooling_input = features.detach().requires_grad_()
-            pooled = self.model.pooling(pooling_input)
-            watch.split()
-            classifier_input = pooled.detach().requires_grad_()
-            loss = nn.functional.cross_entropy(self.model.classifier(classifier_input), self.labels)
-            watch.split()
-        loss.backward()
-        watch.split()
-        pooled.backward(classifier_input.grad)
-        watch.split()
-        features.backward(pooling_input.grad)
-        watch.split()
-        for treatment in self.treatments:
-            treatment.on_before_optimizer_step(self.trainer, self.model, self.optimizer)
-        watch.split()
-        self.optimizer.step()
-        watch.split()
-        return watch.seconds
-
-
-def time_step(step: Step, repeats: int, batches: Iterator[Batch] | None = None) -> dict[str, float]:
-    """Median seconds of each of `PARTS`, over `repeats` steps after one that is not counted.
-
-    Args:
-        step: what to time.
-        repeats: how many steps.
-        batches: on the device, one for each step. The time that a step waits for its batch is then the first part,
-            ``loader``: a mean, because loader processes deliver several batches at once and then none for a while.
-    """
-    waits: list[float] = []
-    rounds: list[list[float]] = []
-    for _ in range(repeats + 1):
-        if batches is not None:
-            watch = Stopwatch(step.images.device)
-            step.images, step.labels = next(batches)
-            watch.split()
-            waits += watch.seconds
-        rounds.append(step())
-    loader = {"loader": statistics.mean(waits[1:])} if waits else {}
-    return loader | dict(zip(PARTS, map(statistics.median, zip(*rounds[1:], strict=True)), strict=True))
-
-
-class Stopwatch:
-    """Seconds between one `split` and the next, with the work on the device done."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device, self.seconds = device, list[float]()
-        self._wait()
-        self._last = time.perf_counter()
-
-    def split(self) -> None:
-        self._wait()
-        now = time.perf_counter()
-        self.seconds.append(now - self._last)
-        self._last = now
-
-    def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-
-
-def multiply_adds(model: nn.Module, image: Tensor) -> tuple[float, float]:
-    """Multiply-adds of a forward pass of one image ``(1, 3, H, W)``, which the papers call FLOPs.
-
-    Returns:
-        all of them, and those of eigendecompositions: they count by formula, `EIGH_MULTIPLY_ADDS`, torch counts them as
-        nothing. A Newton-Schulz layer has none where it runs by products.
-    """
-
-    def eigh(shape: Sequence[int], *_: Any, **__: Any) -> int:
-        *batch, n, _ = shape
-        return round(2 * EIGH_MULTIPLY_ADDS * n**3) * int(torch.Size(batch).numel())
-
-    training = model.training
-    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten._linalg_eigh: eigh})
-    with torch.no_grad(), counter:
-        model.eval()(image)
-    model.train(training)
-    decompositions = counter.get_flop_counts()["Global"].get(torch.ops.aten._linalg_eigh, 0)
-    return counter.get_total_flops() / 2, decompositions / 2
+    if not steps:
+        raise ValueError("no step was measured: the trainer stopped before (max_epochs, or a callback)")
+    seconds = {LOADER: statistics.mean(step[LOADER] for step in steps)}
+    for part in PARTS:
+        seconds[part] = statistics.median(step[part] for step in steps)
+    return seconds
 
 
 def peak_memory(device: torch.device) -> float:
-    """Bytes: on a GPU what the tensors took at most, on a CPU the largest size of this process."""
+    """Bytes: on a GPU the most that tensors occupied, on a CPU the largest size of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def report(options: Any, trainer: Any, model: Classifier, data: Any) -> None:
-    """Measure and print."""
-    device, precision, loader = trainer.strategy.root_device, trainer.precision_plugin, None
-    if side := options["synthetic"]:
-        batch = torch.randn(data.batch_size, 3, side, side), torch.randint(model.num_classes, (data.batch_size,))
-    else:
-        data.prepare_data()
-        data.setup("fit")
-        loader = data.train_dataloader()
-        batch = next(iter(loader))
-
-    def move(batch: Batch) -> Batch:
-        images, labels = precision.convert_input(batch)
-        return images.to(device), labels.to(device)
-
-    images, labels = move(batch)
-    model = precision.convert_module(model).to(device)
+def report(trainer: pl.Trainer, model: Any, batch: Batch, seconds: dict[str, float], repeats: int) -> None:
+    """Print the setting, the costs of the network and the time of each part."""
+    device, precision, images = trainer.strategy.root_device, trainer.precision_plugin, batch[0]
+    memory = peak_memory(device)
+    # the fit leaves the model on the CPU
+    image: Tensor = precision.convert_input(images[:1]).to(device)
     with precision.forward_context():
-        operations, decompositions = multiply_adds(model, images[:1])
-    treatments = [callback for callback in trainer.callbacks if isinstance(callback, PreSVDTreatment)]
-    step, repeats = Step(model, images, labels, treatments, precision.forward_context), options["repeats"]
-    if loader is None:
-        seconds = time_step(step, repeats)
-    else:
-        step()  # the first is slow: what the loader would prepare meanwhile would hide how slow it is
-        rate, batches = loader_rate(loader, options["batches"])
-        repeats += -repeats % max(1, loader.num_workers)  # as many batches of each loader process
-        seconds = time_step(step, repeats, map(move, batches))
+        operations, decompositions = multiply_adds(model.to(device), image)
     total = sum(seconds.values())
-
     print(f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}, {trainer.precision}")
     print("one process with the whole batch; no checkpoint, accumulation or clipping")
     print(f"batch {' x '.join(map(str, images.shape))}, medians of {repeats} steps")
@@ -262,23 +171,10 @@ def report(options: Any, trainer: Any, model: Classifier, data: Any) -> None:
         f"multiply-adds of a forward pass {operations / 1e9:.2f} G an image, "
         f"{decompositions / 1e9:.2f} G of them in eigendecompositions"
     )
-    print(f"peak memory {peak_memory(device) / 1e9:.2f} GB")
+    print(f"peak memory {memory / 1e9:.2f} GB")
     for part, value in seconds.items():
         print(f"  {part:<20} {value * 1000:9.1f} ms  {value / total:6.1%}")
     print(f"step    {len(images) / total:8.1f} images/s")
-    if loader is not None:
-        print(bottleneck(len(images) / (total - seconds["loader"]), rate, loader.num_workers))
-
-
-def bottleneck(network: float, loader: float, workers: int) -> str:
-    """Images per second of a network that need not wait and of a loader alone, and which holds the other up."""
-    slower, faster = sorted((loader, network))
-    name, other = ("loader", "network") if loader == slower else ("network", "loader")
-    return (
-        f"network {network:8.1f} images/s, without waiting for the loader\n"
-        f"loader  {loader:8.1f} images/s with {workers} workers, measured without the network\n"
-        f"the {name} is the bottleneck: the {other} could do {faster / slower:.1f} times as much"
-    )
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -1,11 +1,10 @@
-"""What treatments of the pre-SVD layer add to a training step: ``python -m app.bench --treatments``.
+"""The cost of the treatments of the pre-SVD layer in a training step: ``python -m app.bench --treatments``.
 
 Table 6 of Song et al., ECCV 2022: ResNet-50 with decorrelated batch norm at 32 x 32 pixels.
 """
 
 from __future__ import annotations
 
-import statistics
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -13,9 +12,11 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from app.bench.rounds import interleave
-from app.bench.step import PARTS, Step
-from app.console.arguments import OneLineParser, positive
+from app.bench.arguments import add_batch, add_device, add_repeats
+from app.bench.rounds import interleave, medians
+from app.bench.short_fit import ShortFit
+from app.bench.step_timer import PARTS
+from app.console.arguments import OneLineParser
 from app.console.table import Table
 from app.models.classifier import Classifier
 from callbacks import NearestOrthogonalGradient, OptimalLearningRate, OrthogonalLoss
@@ -52,26 +53,28 @@ PUBLISHED = {
 """Milliseconds of forward and backward on an RTX A6000, batch 128."""
 
 
-def build(name: str, backbone: str, images: torch.Tensor, labels: torch.Tensor) -> Step:
+def build(name: str, backbone: str, images: torch.Tensor, labels: torch.Tensor) -> ShortFit:
     """The training step of a contestant."""
     arguments, treatments = CONTESTANTS[name]
-    stem = {"stem": "cifar"} if backbone.startswith("resnet") else {}
     torch.manual_seed(0)
-    defaults = {"num_classes": 100, "backbone": backbone, "meta_layer": "gap", "decorrelation": "svd-pade", **stem}
+    defaults = {"num_classes": 100, "backbone": backbone, "meta_layer": "gap", "decorrelation": "svd-pade"}
+    if backbone.startswith("resnet"):
+        defaults["stem"] = "cifar"
     model = Classifier(**{**defaults, **arguments})  # type: ignore[arg-type]
-    return Step(model.to(images.device), images, labels, [treatment() for treatment in treatments])
+    return ShortFit(model, images, labels, [treatment() for treatment in treatments])
 
 
 def table(times: dict[str, list[Sequence[float]]]) -> Table:
     """Medians of forward, backward with treatments, the treatments alone, and the whole beside that of SVD."""
-    medians = {
-        name: dict(zip(PARTS, (1000 * statistics.median(part) for part in zip(*rounds, strict=True)), strict=True))
-        for name, rounds in times.items()
-    }
-    plain, rows = sum(medians["SVD"].values()), []
-    for name, parts in medians.items():
-        forward = sum(value for part, value in parts.items() if part.endswith("forward"))
-        backward = sum(value for part, value in parts.items() if part.endswith("backward")) + parts["treatments"]
+    plain, rows = 1000 * sum(medians(times["SVD"])), []
+    for name, rounds in times.items():
+        forward = backward = 0.0
+        parts = {part: 1000 * seconds for part, seconds in zip(PARTS, medians(rounds), strict=True)}
+        for part, milliseconds in parts.items():
+            if part.endswith("forward"):
+                forward += milliseconds
+            elif part.endswith("backward") or part == "treatments":
+                backward += milliseconds
         whole = forward + backward + parts["optimizer"]
         cells = [
             f"{forward:.1f}",
@@ -90,8 +93,8 @@ def table(times: dict[str, list[Sequence[float]]]) -> Table:
         "published forward / backward",
     ]
     note = (
-        "Backward holds the treatments of the gradient. Their share is measured by itself; the last difference holds "
-        "what changes the weight in forward and backward (SN, OW), and the noise of the machine."
+        "Backward includes the treatments of the gradient, whose share is measured separately. The last difference "
+        "also includes the treatments of the weight, in forward and backward (SN, OW), and the noise of the machine."
     )
     return Table("treatments", "Cost of the treatments (ECCV 2022, table 6)", note, header, rows)
 
@@ -99,11 +102,10 @@ def table(times: dict[str, list[Sequence[float]]]) -> Table:
 def main(arguments: Sequence[str]) -> None:
     """Measure, and print the table."""
     parser = OneLineParser("python -m app.bench --treatments", description="Cost of the treatments per training step.")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    parser.add_argument("--batch", type=positive, default=32, help="images of a step (default: %(default)s)")
-    parser.add_argument("--repeats", type=positive, default=5, help="timed rounds (default: %(default)s)")
+    add_batch(parser, default=32)
+    add_repeats(parser, default=5)
     parser.add_argument("--backbone", default="resnet50", help="backbone (default: %(default)s)")
-    parser.add_argument("--device", default=device, help="cpu or cuda (default: %(default)s)")
+    add_device(parser)
     options = parser.parse_args(arguments)
     warnings.filterwarnings("ignore", message=".*its rate then tends to zero.*")  # the rows are the paper's
     try:
@@ -113,6 +115,6 @@ def main(arguments: Sequence[str]) -> None:
     except (RuntimeError, AssertionError, ValueError) as error:
         parser.error(str(error))
     print(f"{options.backbone}, {options.device}, batch {options.batch}, medians of {options.repeats}\n", flush=True)
-    with tqdm(total=len(steps) * (options.repeats + 1), leave=False, disable=None) as bar:
-        times = interleave(steps, options.repeats, bar)
+    with tqdm(total=len(steps) * options.repeats, leave=False, disable=None) as bar:
+        times = interleave(steps, options.repeats, bar, warm_up=0)
     print(table(times).markdown())

@@ -5,7 +5,7 @@ import torch
 
 from app.bench import __main__ as bench
 from app.bench.networks import NETWORKS, POOLINGS, PUBLISHED, build, rows
-from app.bench.step import PARTS
+from app.bench.step_timer import PARTS
 
 
 def test_networks_are_the_published_ones():

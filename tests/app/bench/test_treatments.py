@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from app.bench import __main__ as bench
-from app.bench.step import PARTS, Step
+from app.bench.step_timer import PARTS
 from app.bench.treatments import CONTESTANTS, PUBLISHED, build, table
 
 
@@ -23,7 +23,7 @@ def test_every_contestant_is_what_its_name_says():
 
 def test_a_timed_step_applies_the_treatments():
     torch.manual_seed(0)
-    step: Step = build("SVD + NOG", "compact", torch.randn(4, 3, 16, 16), torch.arange(4))
+    step = build("SVD + NOG", "compact", torch.randn(4, 3, 16, 16), torch.arange(4))
     assert len(step()) == len(PARTS)
     gradient = step.model.pre_svd_layer.weight.grad.flatten(1).double()
     singular = torch.linalg.svdvals(gradient)
