@@ -1,35 +1,35 @@
-"""What all data modules share: global batch size, loaders, and prediction on a folder."""
+"""Base of the data modules: global batch size, loaders, and resuming mid-epoch."""
 
 from __future__ import annotations
 
 import os
-import signal
-import threading
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 from PIL import Image
 from pytorch_lightning.overrides.distributed import UnrepeatedDistributedSampler
+from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
-from datamodules.resumable_sampler import Augmented, EpochOrder
-
-UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
-"""What Pillow raises for a file that it cannot decode."""
+from datamodules.loader_workers import obey_the_main_process_only
+from datamodules.prediction_folder import PredictionFolder, collate_predictions
+from datamodules.resumable_sampler import ResumableSampler, SeededDataset
+from datamodules.training_position import TrainingList, TrainingPosition
 
 
 class ImageDataModule(pl.LightningDataModule):
     """Base of the data modules.
 
-    A subclass sets `class_names`, `train_set`, `val_set` and `test_set` in `setup`, and defines `evaluate_transform`.
+    A subclass sets `class_names` in its constructor or as a property, `train_set`, `val_set` and `test_set` in `setup`,
+    and defines `evaluate_transform`.
 
-    Order and augmentation of the training images depend on ``seed_everything`` and the epoch only (`EpochOrder`). A
-    checkpoint says how far into its epoch the run was: resumed, the run goes on with the next image, repeats none and
-    leaves none out, also on another number of processes.
+    Order and augmentation of the training images depend on `seed` and the epoch only (`ResumableSampler`). A checkpoint
+    says how far into its epoch the run was: a resumed run continues with the next image, repeats none and leaves none
+    out, also on another number of processes.
 
     Args:
         batch_size: images per step over all processes together; each process takes its share.
@@ -37,10 +37,13 @@ class ImageDataModule(pl.LightningDataModule):
         predict_folder: folder of images for `predict`, searched recursively.
 
     Attributes:
-        resumes_inside_epochs: whether a checkpoint from the middle of an epoch can be gone on with.
+        class_names: one name a label; known before `setup`, because the model may take its number of classes from it.
+        resumes_inside_epochs: whether a run can be resumed from a mid-epoch checkpoint.
+        collate: makes a batch of training or evaluation from its items.
     """
 
     resumes_inside_epochs = True
+    collate: Callable[[list[Any]], Any] = staticmethod(default_collate)
 
     class_names: list[str]
     train_set: Dataset[Any]
@@ -54,52 +57,70 @@ class ImageDataModule(pl.LightningDataModule):
         if num_workers < 0:
             raise ValueError(f"data.num_workers must not be negative, got {num_workers}")
         self.batch_size, self.num_workers, self.predict_folder = batch_size, num_workers, predict_folder
-        self._resumed: dict[str, int] = {}
+        self._position: TrainingPosition | None = None
+        self._resuming_trainer: pl.Trainer | None = None
+        self._training_list: TrainingList | None = None
+
+    @property
+    def seed(self) -> int:
+        """The seed of the run: that of the checkpoint it is resumed from, else that of ``seed_everything``.
+
+        Whatever draws random numbers in training takes its seed here, the model for its dropout too
+        (``trainer.datamodule.seed``), so that a resumed run draws what the interrupted one would have drawn.
+        """
+        if self._resumed is not None:
+            return self._resumed.seed
+        return int(os.environ.get("PL_GLOBAL_SEED", "0"))  # where seed_everything of Lightning leaves it
 
     def evaluate_transform(self, image: Image.Image) -> Tensor:
         """An image as the network sees it in validation, ``(3, H, W)``."""
         raise NotImplementedError
 
+    def training_list(self) -> bytes:
+        """Files and labels of the training images, to recognise a list that has changed; here only their number is."""
+        return b""
+
     def train_dataloader(self) -> DataLoader[Any]:
         images = len(self.train_set)  # type: ignore[arg-type]
         if images < self.batch_size:
             raise ValueError(f"the training set has {images} images, fewer than data.batch_size {self.batch_size}")
-        order = EpochOrder(self.train_set, self._processes, self._rank, _seed())
-        if self.trainer is not None:  # loader processes begin before Lightning tells the epoch
-            order.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)
-        if self._resumed:
-            order.skipped_epoch = self._resumed["epoch"]
-            order.skipped = self._resumed["batches"] * self.batch_size // self._processes
-        return self._loader(self.train_set, sampler=order, drop_last=True)
+        self._training_list = self._list_training_images()
+        sampler = ResumableSampler(self.train_set, self._processes, self._rank, self.seed)
+        if self.trainer is not None:  # loader processes begin before Lightning sets the epoch
+            sampler.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)
+        if self._resumed is not None:
+            sampler.resume(self._resumed.epoch, self._resumed.batches * self.batch_size // self._processes)
+        return self._loader(SeededDataset(self.train_set), sampler=sampler, drop_last=True)
 
-    def state_dict(self) -> dict[str, int]:
-        """How far into which epoch the training is."""
+    def state_dict(self) -> dict[str, int | str | None]:
+        """The `TrainingPosition`, for a checkpoint."""
         loop = self.trainer.fit_loop  # type: ignore[union-attr]
         batches = loop.epoch_loop.batch_progress.current.processed
-        return {
-            "seed": _seed(),
-            "epoch": self.trainer.current_epoch,  # type: ignore[union-attr]
-            "batches": batches,
-            "batch_size": self.batch_size,
-            "epoch_is_complete": int(batches >= loop.max_batches),
-        }
+        position = TrainingPosition(
+            seed=self.seed,
+            epoch=self.trainer.current_epoch,  # type: ignore[union-attr]
+            batches=batches,
+            batch_size=self.batch_size,
+            epoch_is_complete=int(batches >= loop.max_batches),
+        )
+        state = asdict(position)
+        if self._training_list is not None:
+            state.update(asdict(self._training_list))
+        return state
 
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Go on where a checkpoint was written.
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Resume where a checkpoint was written.
 
         Raises:
-            ValueError: if that is inside an epoch, and the batch size is another one.
+            ValueError: if that is mid-epoch, and batch size or training images are not those of the checkpoint.
         """
         if not self.trainer.training:  # type: ignore[union-attr]
             return
-        size = state_dict["batch_size"]
-        if not state_dict["epoch_is_complete"] and size != self.batch_size:
-            raise ValueError(
-                f"data.batch_size is {self.batch_size}, and {size} in the checkpoint, which is from the middle of an "
-                f"epoch: go on with {size}, or from a checkpoint of the end of an epoch"
-            )
-        os.environ["PL_GLOBAL_SEED"] = str(state_dict["seed"])  # of the order, and of whatever else draws numbers
-        self._resumed = state_dict
+        position = TrainingPosition(**state_dict)
+        position.check(self.batch_size, self._list_training_images())
+        if position.seed != self.seed:
+            rank_zero_info(f"seed_everything: the seed of the checkpoint is used, {position.seed}, not {self.seed}")
+        self._position, self._resuming_trainer = position, self.trainer
 
     def val_dataloader(self) -> DataLoader[Any]:
         return self._evaluation_loader(self.val_set)
@@ -110,7 +131,12 @@ class ImageDataModule(pl.LightningDataModule):
     def predict_dataloader(self) -> DataLoader[Any]:
         if self.predict_folder is None:
             raise ValueError("predict needs a folder of images: --data.predict_folder FOLDER")
-        return self._loader(FolderOfImages(self.predict_folder, self.evaluate_transform), collate_fn=collate_images)
+        images = PredictionFolder(self.predict_folder, self.evaluate_transform)
+        return self._loader(images, collate_fn=collate_predictions)
+
+    def _list_training_images(self) -> TrainingList:
+        images = len(self.train_set)  # type: ignore[arg-type]
+        return TrainingList.of(images, self.class_names, self.training_list())
 
     def _evaluation_loader(self, dataset: Dataset[Any]) -> DataLoader[Any]:
         """Every image once over all processes: the sampler that Lightning would add repeats some to even them out."""
@@ -123,18 +149,26 @@ class ImageDataModule(pl.LightningDataModule):
         sampler = UnrepeatedDistributedSampler(dataset, num_replicas=processes, rank=self._rank, shuffle=False)
         return self._loader(dataset, sampler=sampler)
 
-    def _loader(self, dataset: Dataset[Any], **options: Any) -> DataLoader[Any]:
+    def _loader(
+        self, dataset: Dataset[Any], collate_fn: Callable[[list[Any]], Any] | None = None, **options: Any
+    ) -> DataLoader[Any]:
         if self.batch_size % self._processes:
             raise ValueError(f"data.batch_size {self.batch_size} does not divide among {self._processes} processes")
         return DataLoader(
-            Augmented(dataset) if isinstance(options.get("sampler"), EpochOrder) else dataset,
+            dataset,
             batch_size=self.batch_size // self._processes,
             num_workers=self.num_workers,
+            collate_fn=collate_fn or self.collate,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_obey_the_main_process_only,
+            worker_init_fn=obey_the_main_process_only,
             **options,
         )
+
+    @property
+    def _resumed(self) -> TrainingPosition | None:
+        """Where this training was resumed; another trainer may begin anew with the same object."""
+        return self._position if self._resuming_trainer is self.trainer else None
 
     @property
     def _processes(self) -> int:
@@ -143,80 +177,3 @@ class ImageDataModule(pl.LightningDataModule):
     @property
     def _rank(self) -> int:
         return self.trainer.global_rank if self.trainer is not None else 0
-
-
-class FolderOfImages(Dataset[tuple[Tensor | None, str, str | None]]):
-    """All files below a folder whose ending Pillow can read; an unreadable one is an item without image.
-
-    Raises:
-        FileNotFoundError: if the folder is missing or holds no such file.
-    """
-
-    def __init__(self, folder: str, transform: Any) -> None:
-        Image.init()
-        endings = {ending for ending, name in Image.registered_extensions().items() if name in Image.OPEN}
-        root = Path(folder)
-        if not root.is_dir():
-            raise FileNotFoundError(f"data.predict_folder {folder} is no folder")
-        self.files = sorted(path for path in root.rglob("*") if path.suffix.lower() in endings and path.is_file())
-        if not self.files:
-            raise FileNotFoundError(f"data.predict_folder {folder} holds no images")
-        self.transform = transform
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> tuple[Tensor | None, str, str | None]:
-        """The image, its file, and ``None``; or ``None``, the file, and what is wrong with it."""
-        path = self.files[index]
-        try:
-            return self.transform(read_image(path)), str(path), None
-        except UNREADABLE as error:
-            return None, str(path), reason(error)
-
-
-def _obey_the_main_process_only(_: int) -> None:
-    """A signal to all processes of a run is for the main one to answer: it needs its loader to finish and save."""
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    if not hasattr(signal, "sigwaitinfo"):  # macOS does not say who sent a signal
-        return
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-
-    def wait() -> None:
-        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-            pass
-        os._exit(0)
-
-    threading.Thread(target=wait, daemon=True).start()
-
-
-def _seed() -> int:
-    """That of ``seed_everything``, which Lightning leaves in the environment."""
-    return int(os.environ.get("PL_GLOBAL_SEED", "0"))
-
-
-def read_image(path: str | Path) -> Image.Image:
-    """Decode an image file completely; grey levels of 16 bits become 8 bits.
-
-    Raises:
-        OSError: or another of `UNREADABLE`, if the file is missing, truncated or no image.
-    """
-    with Image.open(path) as image:
-        if image.mode.startswith("I"):  # Pillow clips 16-bit grey levels instead of scaling them
-            return Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
-        return image.copy()
-
-
-def reason(error: BaseException) -> str:
-    """What is wrong with a file, in one line."""
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def collate_images(items: list[tuple[Tensor | None, str, str | None]]) -> dict[str, Any]:
-    """A batch: ``images`` (B, 3, H, W), their ``files``, and ``errors``, pairs of a file and what is wrong with it."""
-    images = [image for image, _, _ in items if image is not None]
-    return {
-        "images": torch.stack(images) if images else torch.zeros(0, 3, 1, 1),
-        "files": [file for image, file, _ in items if image is not None],
-        "errors": [(file, error) for _, file, error in items if error is not None],
-    }

@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from datamodules.fine_grained import FineGrained
-from datamodules.image_files import Lists
+from datamodules.official_lists import DamagedListError, Lists, labels_from_one
+
+LISTS = ("images.txt", "image_class_labels.txt", "train_test_split.txt", "classes.txt")
+"""Files that come with the data set; each line of them is a number and a value."""
 
 
 class Birds(FineGrained):
@@ -23,28 +26,33 @@ class Birds(FineGrained):
     num_classes = 200
 
     def read_lists(self) -> Lists | None:
-        lists = ("images.txt", "image_class_labels.txt", "train_test_split.txt", "classes.txt")
         home = self.root / "CUB_200_2011"
         if not home.is_dir():
             home = self.root
-        if not any((home / file).is_file() for file in lists):
+        if not any((home / file).is_file() for file in LISTS):
             return None
-        paths = [self.find(file, home) for file in lists]
-        images, labels, in_training, classes = (self._read(path) for path in paths)
+        paths = [self.find(file, home) for file in LISTS]
+        images, labels, in_training, classes = map(_read_values, paths)
         for path, column in ((paths[1], labels), (paths[2], in_training)):
             if column.keys() != images.keys():
-                raise self.damaged(f"{path} and {paths[0]} list different images")
+                raise DamagedListError(f"{path} and {paths[0]} list different images")
         class_names = [classes[key] for key in sorted(classes, key=int)]
-        counted = self.labels_from_one((labels[key] for key in images), len(classes), paths[1])
+        counted = labels_from_one((labels[key] for key in images), len(classes), paths[1])
         folder = (home / "images").relative_to(self.root).as_posix()
-        lists_of = Lists(class_names, {"train": [], "val": []})
+        lists = Lists(class_names, {"train": [], "val": []})
         for (key, file), label in zip(images.items(), counted, strict=True):
-            lists_of.files["train" if in_training[key] == "1" else "val"].append((f"{folder}/{file}", label))
-        return lists_of
+            lists.files["train" if in_training[key] == "1" else "val"].append((f"{folder}/{file}", label))
+        return lists
 
-    def _read(self, path: Path) -> dict[str, str]:
-        """Lines of a number and a value."""
-        lines = [line.split(maxsplit=1) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        if wrong := [line for line in lines if len(line) != 2 or not line[0].isdigit()]:
-            raise self.damaged(f"{path} has a line {' '.join(wrong[0])!r}, expected a number and a value")
-        return {key: value.strip() for key, value in lines}
+
+def _read_values(path: Path) -> dict[str, str]:
+    """The values of a list by their numbers."""
+    values: dict[str, str] = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        parts = line.split(maxsplit=1)
+        if not parts:
+            continue
+        if len(parts) != 2 or not parts[0].isdigit():
+            raise DamagedListError(f"{path} has a line {' '.join(parts)!r}, expected a number and a value")
+        values[parts[0]] = parts[1].strip()
+    return values

@@ -5,7 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 from datamodules.fine_grained import FineGrained
-from datamodules.image_files import Lists, Split
+from datamodules.image_files import Files, Split
+from datamodules.official_lists import DamagedListError, Lists, labels_from_one, read_mat
+
+MARKS = ("devkit", "cars_train", "cars_test", "cars_train_annos.mat", "cars_meta.mat")
+"""Files and folders by which the layout with a development kit is recognised."""
+
+DEVKIT: dict[Split, tuple[str, str]] = {
+    "train": ("cars_train_annos.mat", "cars_train"),
+    "val": ("cars_test_annos_withlabels.mat", "cars_test"),
+}
+"""The list and the folder of the images of each split."""
 
 
 class Cars(FineGrained):
@@ -33,34 +43,29 @@ class Cars(FineGrained):
             home = self.root
         if (home / "cars_annos.mat").is_file() or (home / "car_ims").is_dir():
             return self._read_one_list(home)
-        marks = ("devkit", "cars_train", "cars_test", "cars_train_annos.mat", "cars_meta.mat")
-        if any((home / mark).exists() for mark in marks):
+        if any((home / mark).exists() for mark in MARKS):
             return self._read_devkit(home)
         return None
 
     def _read_one_list(self, home: Path) -> Lists:
         path = self.find("cars_annos.mat", home)
-        annotations, class_names = self.read_mat(path, "annotations", "class_names")
-        self._require(path, annotations.dtype.names, "relative_im_path", "class", "test")
-        labels = self.labels_from_one(annotations["class"], len(class_names), path)
-        files: dict[Split, list[tuple[str, int]]] = {"train": [], "val": []}
+        annotations, class_names = read_mat(path, "annotations", "class_names")
+        _require(path, annotations.dtype.names, "relative_im_path", "class", "test")
+        labels = labels_from_one(annotations["class"], len(class_names), path)
+        files: dict[Split, Files] = {"train": [], "val": []}
         for image, test, label in zip(annotations["relative_im_path"], annotations["test"], labels, strict=True):
             files["val" if test else "train"].append((self._in_root(home / str(image)), label))
         return Lists([str(name) for name in class_names], files)
 
     def _read_devkit(self, home: Path) -> Lists:
         folders = (home / "devkit", home)
-        (class_names,) = self.read_mat(self.find("cars_meta.mat", *folders), "class_names")
-        lists: dict[Split, tuple[str, str]] = {
-            "train": ("cars_train_annos.mat", "cars_train"),
-            "val": ("cars_test_annos_withlabels.mat", "cars_test"),
-        }
-        files: dict[Split, list[tuple[str, int]]] = {}
-        for split, (name, folder) in lists.items():
+        (class_names,) = read_mat(self.find("cars_meta.mat", *folders), "class_names")
+        files: dict[Split, Files] = {}
+        for split, (name, folder) in DEVKIT.items():
             path = self.find(name, *folders)
-            (annotations,) = self.read_mat(path, "annotations")
-            self._require(path, annotations.dtype.names, "fname", "class")
-            labels = self.labels_from_one(annotations["class"], len(class_names), path)
+            (annotations,) = read_mat(path, "annotations")
+            _require(path, annotations.dtype.names, "fname", "class")
+            labels = labels_from_one(annotations["class"], len(class_names), path)
             images = [self._in_root(home / folder / str(image)) for image in annotations["fname"]]
             files[split] = list(zip(images, labels, strict=True))
         return Lists([str(name) for name in class_names], files)
@@ -68,6 +73,8 @@ class Cars(FineGrained):
     def _in_root(self, path: Path) -> str:
         return path.relative_to(self.root).as_posix()
 
-    def _require(self, path: Path, present: tuple[str, ...] | None, *fields: str) -> None:
-        if absent := [field for field in fields if field not in (present or ())]:
-            raise self.damaged(f"the annotations of {path} have no field {absent[0]}")
+
+def _require(path: Path, present: tuple[str, ...] | None, *fields: str) -> None:
+    for field in fields:
+        if field not in (present or ()):
+            raise DamagedListError(f"the annotations of {path} have no field {field}")

@@ -6,7 +6,7 @@ import pickle
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 import torchvision.datasets
@@ -15,8 +15,10 @@ from torch.utils.data import Dataset
 from torchvision.datasets.utils import check_integrity
 from torchvision.transforms import v2
 
-from datamodules.base import reason
-from datamodules.image_files import ImageFilesModule, Lists, Split, pixels
+from datamodules.image_files import Split
+from datamodules.image_reading import reason
+from datamodules.official_data_set import OfficialDataSet
+from datamodules.transforms import squeeze_to_square
 
 SIZE, PADDING = 32, 4
 """Pixels. The papers give no augmentation for CIFAR; this is the usual one, and their reference implementation's."""
@@ -35,25 +37,20 @@ class ImagesInMemory(Dataset[tuple[Tensor, int]]):
         return self.transform(self.images[index]), self.labels[index]
 
 
-class CIFAR10(ImageFilesModule):
+class CIFAR10(OfficialDataSet):
     """CIFAR-10: 10 classes, 50,000 images of 32 x 32 for training, 10,000 for evaluation.
 
     `root` holds ``cifar-10-batches-py/`` as it comes, or class folders ``train/<class>/`` and ``test/<class>/`` (or
     ``val/<class>/``), labelled in the order of their names. There is no validation split: the official test images
     serve for validation and test.
 
-    Training images are padded by 4 black pixels, cropped to 32 x 32 at random and flipped at random.
+    Training images are padded by 4 black pixels, cropped to 32 x 32 at random and flipped at random. Image files of
+    other sizes are resized to 32 x 32.
 
     Args:
-        root: folder of the data set.
-        batch_size: images per step over all processes together; each process takes its share.
-        num_workers: loader processes per training process.
         download: fetch the data (about 170 MB) into root if they are not there.
         check_counts: stop unless the numbers of classes and images and the files' checksums are the official ones;
             false: use an incomplete or changed copy as it is (its pickles are then run unverified).
-        on_unreadable: at an image file that cannot be decoded, error stops the run and names it; skip names it, leaves
-            it out of its batch, and tells the number of such images at the end.
-        predict_folder: folder of images for predict, searched recursively; each is resized to 32 x 32; null: none.
     """
 
     source = "https://www.cs.toronto.edu/~kriz/cifar.html, or data.download true"
@@ -72,15 +69,16 @@ class CIFAR10(ImageFilesModule):
         num_workers: int = 2,
         download: bool = False,
         check_counts: bool = True,
-        on_unreadable: Literal["error", "skip"] = "error",
-        predict_folder: str | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(root, batch_size, num_workers, check_counts, on_unreadable, predict_folder)
+        super().__init__(root, batch_size, num_workers, check_counts, **options)
         self.download = download
-        resize, last = [v2.PILToTensor(), v2.Resize((SIZE, SIZE))], pixels(self.mean, self.std)
-        augment = [v2.RandomCrop(SIZE, padding=PADDING), v2.RandomHorizontalFlip()]
-        self.train_transform = v2.Compose([*resize, *augment, *last])
-        self.val_transform = v2.Compose([*resize, *last])
+
+    def sizing(self, training: bool) -> list[v2.Transform]:
+        resize = squeeze_to_square(SIZE)
+        if training:
+            return [*resize, v2.RandomCrop(SIZE, padding=PADDING), v2.RandomHorizontalFlip()]
+        return resize
 
     def prepare_data(self) -> None:
         if not self.download or (self.root / "train").is_dir():
@@ -90,9 +88,6 @@ class CIFAR10(ImageFilesModule):
         except (OSError, RuntimeError) as error:
             raise self.missing(f"the download into {self.root} failed: {reason(error)}") from error
 
-    def read_lists(self) -> Lists | None:
-        return None
-
     @property
     def batches(self) -> Path:
         """The folder of the official files."""
@@ -101,43 +96,71 @@ class CIFAR10(ImageFilesModule):
     @cached_property
     def class_names(self) -> list[str]:
         if not self.batches.is_dir():
+            if self.download and not (self.root / "train").is_dir():
+                raise self.missing(
+                    "the data are downloaded only after the model is built: give it their number of classes, "
+                    f"--model.num_classes {self.num_classes}"
+                )
             return super().class_names
         kind = self.torchvision_class
-        meta = [kind.meta["filename"], kind.meta["md5"]]
-        for name, checksum in [*kind.train_list, *kind.test_list, meta] if self.check_counts else [meta]:
-            if not check_integrity(str(self.batches / name), checksum if self.check_counts else None):
+        names_file = kind.meta["filename"]
+        official = [*kind.train_list, *kind.test_list, [names_file, kind.meta["md5"]]]
+        if not self.check_counts:
+            official = [[names_file, None]]
+        for name, checksum in official:
+            if not check_integrity(str(self.batches / name), checksum):
                 wrong = "is damaged (checksum)" if (self.batches / name).is_file() else "is missing"
-                raise self.missing(f"{name} {wrong} in {self.batches}", may_be_partial=name != meta[0])
-        names: list[str] = _unpickle(self, self.batches / meta[0])[kind.meta["key"]]
+                raise self.missing(f"{name} {wrong} in {self.batches}", may_be_partial=name != names_file)
+        names: list[str] = self._unpickle(self.batches / names_file)[kind.meta["key"]]
         return names
 
     @property
     def split_sizes(self) -> dict[Split, int]:
-        """Number of images of each split, found without loading any where the official files are verified."""
+        """Number of images of each split, found without loading any if the official files are verified."""
         if not self.batches.is_dir():
             return super().split_sizes
         _ = self.class_names
         if self.check_counts:
             return dict(self.sizes)
-        return {split: len(self._read(split, self.val_transform)) for split in ("train", "val")}
+        return {
+            "train": len(self._read("train", self.val_transform)),
+            "val": len(self._read("val", self.val_transform)),
+        }
 
     def dataset(self, split: Split, transform: Callable[[Any], Tensor]) -> Dataset[Any]:
         return self._read(split, transform) if self.batches.is_dir() else super().dataset(split, transform)
 
+    def training_list(self) -> bytes:
+        if isinstance(self.train_set, ImagesInMemory):
+            return torch.tensor(self.train_set.labels).numpy().tobytes()
+        return super().training_list()
+
     def _read(self, split: Split, transform: Callable[[Tensor], Tensor]) -> ImagesInMemory:
-        """Read the official files by torchvision; `class_names` has verified them where that is asked for."""
+        """Read the official files by torchvision; `class_names` has verified them if that is asked for."""
         kind = self.torchvision_class
-        lists = {"train_list": kind.train_list, "test_list": kind.test_list}
-        present = {key: [[n, None] for n, _ in files if (self.batches / n).is_file()] for key, files in lists.items()}
-        key = "train_list" if split == "train" else "test_list"
+        # torchvision verifies all files again, and accepts no incomplete copy: the list of files is cut to those there
+        present = {"train_list": self._present_files(kind.train_list), "test_list": self._present_files(kind.test_list)}
+        key, listed = ("train_list", kind.train_list) if split == "train" else ("test_list", kind.test_list)
         if not present[key]:
-            raise self.missing(f"{lists[key][0][0]} is missing in {self.batches}")
+            raise self.missing(f"{listed[0][0]} is missing in {self.batches}")
         unverified = type(kind.__name__, (kind,), {**present, "meta": {**kind.meta, "md5": None}})
         try:
             data = unverified(self.root, train=split == "train")
-        except Exception as error:  # a damaged pickle raises whatever it wants
+        except Exception as error:  # a damaged pickle raises nearly anything
             raise self.damaged(f"{self.batches} cannot be read: {reason(error)}") from error
         return ImagesInMemory(torch.from_numpy(data.data).permute(0, 3, 1, 2), data.targets, transform)
+
+    def _present_files(self, listed: list[list[str]]) -> list[list[str | None]]:
+        """The files that exist, with ``None`` for their checksums: they are not verified."""
+        return [[name, None] for name, _ in listed if (self.batches / name).is_file()]
+
+    def _unpickle(self, path: Path) -> dict[str, Any]:
+        try:
+            with path.open("rb") as file:
+                content: dict[str, Any] = pickle.load(file, encoding="latin1")
+                return content
+        except Exception as error:  # a damaged pickle raises nearly anything
+            raise self.damaged(f"{path} cannot be read: {reason(error)}") from error
 
 
 class CIFAR100(CIFAR10):
@@ -152,12 +175,3 @@ class CIFAR100(CIFAR10):
     # of all pixels of the training images, on a scale of 0 to 1
     mean = (0.5071, 0.4865, 0.4409)
     std = (0.2673, 0.2564, 0.2762)
-
-
-def _unpickle(data: CIFAR10, path: Path) -> dict[str, Any]:
-    try:
-        with path.open("rb") as file:
-            content: dict[str, Any] = pickle.load(file, encoding="latin1")
-            return content
-    except Exception as error:  # a damaged pickle raises whatever it wants
-        raise data.damaged(f"{path} cannot be read: {reason(error)}") from error

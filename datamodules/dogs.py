@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 
 from datamodules.fine_grained import FineGrained
-from datamodules.image_files import Lists, Split
+from datamodules.image_files import Files, Split
+from datamodules.official_lists import DamagedListError, Lists, labels_from_one, read_mat
+
+LISTS: dict[Split, str] = {"train": "train_list.mat", "val": "test_list.mat"}
 
 
 class Dogs(FineGrained):
@@ -26,22 +29,23 @@ class Dogs(FineGrained):
 
     def read_lists(self) -> Lists | None:
         folders = (self.root, self.root / "lists")
-        lists: dict[Split, str] = {"train": "train_list.mat", "val": "test_list.mat"}
-        marks = [self.root / "Images", *(folder / name for folder in folders for name in lists.values())]
+        marks = [self.root / "Images"]
+        for folder in folders:
+            marks += [folder / name for name in LISTS.values()]
         if not any(mark.exists() for mark in marks):
             return None
-        files: dict[Split, list[tuple[str, int]]] = {}
+        files: dict[Split, Files] = {}
         breeds: dict[int, str] = {}
-        for split, name in lists.items():
+        for split, name in LISTS.items():
             path = self.find(name, *folders)
-            listed, labels = self.read_mat(path, "file_list", "labels")
-            counted = self.labels_from_one(labels, self.num_classes, path)
+            listed, labels = read_mat(path, "file_list", "labels")
+            counted = labels_from_one(labels, self.num_classes, path)
             if len(listed) != len(counted):
-                raise self.damaged(f"{path} has {len(listed)} files and {len(counted)} labels")
+                raise DamagedListError(f"{path} has {len(listed)} files and {len(counted)} labels")
             files[split] = [(f"Images/{file}", label) for file, label in zip(listed, counted, strict=True)]
             for file, label in zip(listed, counted, strict=True):
                 breed = PurePosixPath(str(file)).parent.name
                 if breeds.setdefault(label, breed) != breed:
-                    raise self.damaged(f"{path} gives label {label + 1} to {breeds[label]} and to {breed}")
+                    raise DamagedListError(f"{path} gives label {label + 1} to {breeds[label]} and to {breed}")
         class_names = [breeds.get(label, f"class {label + 1}") for label in range(max(breeds) + 1)]
         return Lists(class_names, files)

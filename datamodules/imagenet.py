@@ -4,37 +4,28 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import torch
 from torchvision.transforms import v2
 
-from datamodules.base import reason
-from datamodules.image_files import ImageFilesModule, Lists, pixels
+from datamodules.image_reading import reason
+from datamodules.official_data_set import OfficialDataSet
+from datamodules.transforms import squeeze_to_square
 
 SIZES = {"resized": 256, "cropped": 224}
 """Pixels; Song et al., ICCV 2021, appendix D, and ECCV 2022, appendix B.2."""
 
 
-class ImageNet(ImageFilesModule):
+class ImageNet(OfficialDataSet):
     """ImageNet (ILSVRC 2012): 1,000 classes, 1,281,167 images for training, 50,000 for evaluation.
 
     `root` holds ``train/<wnid>/*.JPEG`` and ``val/<wnid>/*.JPEG``. Labels follow the order of the folders' names, as
-    in torchvision. Class names come from ``meta.bin`` where torchvision left one, else they are the folders' names.
+    in torchvision. Class names come from ``meta.bin`` if torchvision left one, else they are the folders' names.
     The labels of the official test set are not public: the validation images serve for validation and test.
 
     Images are resized to 256 x 256, whatever their shape; training takes a random square of 224 x 224, flipped at
     random, evaluation the centre (Song et al., ICCV 2021, appendix D).
-
-    Args:
-        root: folder of the data set.
-        batch_size: images per step over all processes together; each process takes its share.
-        num_workers: loader processes per training process.
-        check_counts: stop unless the numbers of classes and images are the official ones; false: use an incomplete
-            or changed copy as it is.
-        on_unreadable: at an image that cannot be decoded, error stops the run and names it; skip names it, leaves it
-            out of its batch, and tells the number of such images at the end.
-        predict_folder: folder of images for predict, searched recursively; null: none.
     """
 
     source = "https://image-net.org/challenges/LSVRC/2012/2012-downloads.php (registration)"
@@ -42,23 +33,14 @@ class ImageNet(ImageFilesModule):
     sizes = {"train": 1281167, "val": 50000}  # noqa: RUF012 - a ClassVar of the base
     num_classes = 1000
 
-    def __init__(
-        self,
-        root: str,
-        batch_size: int = 256,
-        num_workers: int = 8,
-        check_counts: bool = True,
-        on_unreadable: Literal["error", "skip"] = "error",
-        predict_folder: str | None = None,
-    ) -> None:
-        super().__init__(root, batch_size, num_workers, check_counts, on_unreadable, predict_folder)
-        resize = [v2.PILToTensor(), v2.Resize((SIZES["resized"], SIZES["resized"]))]
-        crop, last = SIZES["cropped"], pixels(self.mean, self.std)
-        self.train_transform = v2.Compose([*resize, v2.RandomCrop(crop), v2.RandomHorizontalFlip(), *last])
-        self.val_transform = v2.Compose([*resize, v2.CenterCrop(crop), *last])
+    def __init__(self, root: str, batch_size: int = 256, num_workers: int = 8, **options: Any) -> None:
+        super().__init__(root, batch_size, num_workers, **options)
 
-    def read_lists(self) -> Lists | None:
-        return None
+    def sizing(self, training: bool) -> list[v2.Transform]:
+        resize = squeeze_to_square(SIZES["resized"])
+        if training:
+            return [*resize, v2.RandomCrop(SIZES["cropped"]), v2.RandomHorizontalFlip()]
+        return [*resize, v2.CenterCrop(SIZES["cropped"])]
 
     @cached_property
     def class_names(self) -> list[str]:
@@ -69,7 +51,7 @@ class ImageNet(ImageFilesModule):
         try:
             synonyms, _ = torch.load(path, weights_only=True)
             return [", ".join(synonyms.get(wnid, (wnid,))) for wnid in folders]
-        except Exception as error:  # torch raises whatever a damaged file provokes
+        except Exception as error:  # a damaged file makes torch raise nearly anything
             raise ValueError(f"ImageNet: {path} cannot be read: {reason(error)[:80]}; it may be deleted") from error
 
     def without_folders(self, folder: Path, others: int) -> FileNotFoundError:

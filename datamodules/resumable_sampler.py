@@ -1,4 +1,4 @@
-"""Training images in an order, and with an augmentation, that a resumed run can go on with inside an epoch."""
+"""The order and the random augmentation of training images, which a resumed run repeats exactly, also mid-epoch."""
 
 from __future__ import annotations
 
@@ -10,59 +10,64 @@ import torch
 from torch.utils.data import Dataset, DistributedSampler
 
 
-class Draw(NamedTuple):
-    """An image of an epoch, and the seed of its augmentation."""
+class SeededIndex(NamedTuple):
+    """The index of an image, and the seed of its augmentation."""
 
     index: int
     seed: int
 
 
-class EpochOrder(DistributedSampler[Any]):
-    """A random order of the images, and seeds of their augmentation, that depend on seed and epoch only.
+class ResumableSampler(DistributedSampler[Any]):
+    """A random order of the images, and seeds of their augmentation, which depend on the run's seed and the epoch only.
 
-    The number of processes does not matter: the batches of all processes together are those of a single one. Nor does
-    what was drawn before: an epoch after a resumption is that of the uninterrupted run.
+    The number of processes does not matter: the batches of all processes together are those of a single one. Nor do
+    numbers that were drawn before: an epoch after a resumption is that of the uninterrupted run. (torchdata's
+    StatefulDataLoader resumes too, but ties the order to the number of processes.)
 
     Args:
         dataset: the training images.
         processes: number of processes.
         rank: which of them this is.
-        seed: that of the run.
-
-    Attributes:
-        skipped: for `skipped_epoch`, number of images of this process that an interrupted run has had already.
+        seed: seed of the run.
     """
 
     def __init__(self, dataset: Dataset[Any], processes: int, rank: int, seed: int) -> None:
         super().__init__(dataset, processes, rank, shuffle=True, seed=seed, drop_last=processes > 1)
-        self.skipped_epoch, self.skipped = -1, 0
+        self._resumed_epoch, self._images_done = -1, 0
 
-    def __iter__(self) -> Iterator[Draw]:
+    def resume(self, epoch: int, images_done: int) -> None:
+        """Leave out, in one epoch, the images of this process that the interrupted run has trained on already."""
+        self._resumed_epoch, self._images_done = epoch, images_done
+
+    def __iter__(self) -> Iterator[SeededIndex]:
         state = np.random.SeedSequence([self.seed, self.epoch]).generate_state(1)
         generator = torch.Generator().manual_seed(int(state[0]))
         images = len(self.dataset)  # type: ignore[arg-type]
         order = torch.randperm(images, generator=generator)
         seeds = torch.randint(2**31, (images,), generator=generator)
         own = order[self.rank : self.total_size : self.num_replicas]
-        for index in own[self.skipped if self.epoch == self.skipped_epoch else 0 :].tolist():
-            yield Draw(index, int(seeds[index]))
+        if self.epoch == self._resumed_epoch:
+            own = own[self._images_done :]
+        for index in own.tolist():
+            yield SeededIndex(index, int(seeds[index]))
 
 
-class Augmented(Dataset[Any]):
-    """Items of a data set by `Draw`; those that have a random ``transform`` are made with the seed of the draw."""
+class SeededDataset(Dataset[Any]):
+    """Gives the items of a data set by `SeededIndex`: the seed determines the item's random ``transform``."""
 
     def __init__(self, dataset: Dataset[Any]) -> None:
         self.dataset = dataset
-        self.random = hasattr(dataset, "transform")
+        self.is_random = hasattr(dataset, "transform")
 
     def __len__(self) -> int:
         return len(self.dataset)  # type: ignore[arg-type]
 
-    def __getitem__(self, draw: Draw | int) -> Any:
-        if not isinstance(draw, Draw):  # Lightning took another order, as for overfit_batches
-            return self.dataset[draw]
-        if not self.random:
-            return self.dataset[draw.index]
+    def __getitem__(self, item: SeededIndex | int) -> Any:
+        if not isinstance(item, SeededIndex):  # Lightning replaces the sampler for overfit_batches
+            return self.dataset[item]
+        if not self.is_random:
+            return self.dataset[item.index]
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(draw.seed)
-            return self.dataset[draw.index]
+            # torch.manual_seed would also seed the GPU, which a forked process must not touch
+            torch.default_generator.manual_seed(item.seed)
+            return self.dataset[item.index]

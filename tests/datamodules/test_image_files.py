@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from datamodules import CIFAR10, CIFAR100, Birds, Cars, Dogs, ImageNet
-from datamodules.image_files import UnreadableImageError
+from datamodules.image_reading import UnreadableImageError
 
 ALL = (ImageNet, CIFAR10, CIFAR100, Birds, Dogs, Cars)
 
@@ -43,7 +43,7 @@ def test_plain_class_folders(tmp_path, mini, kind, evaluation):
 @pytest.mark.parametrize("kind", ALL)
 def test_nothing_there(tmp_path, kind):
     data = build(kind, tmp_path / "nope")
-    with pytest.raises(FileNotFoundError, match=rf"^{kind.__name__}: data.root .*nope is no folder; the data: [^\n]+$"):
+    with pytest.raises(FileNotFoundError, match=rf"^{kind.__name__}: data.root .*nope is not a folder; the data: [^\n]+$"):
         data.setup("fit")
     data = build(kind, tmp_path)
     message = rf"^{kind.__name__}: {tmp_path} has neither {re.escape(kind.layout)} nor class folders [^\n]*; the data: "
@@ -107,7 +107,7 @@ def test_an_unreadable_image_stops_the_run(small, tmp_path, mini, workers):
     data.setup("validate")
     with reading_fails(data) as caught:
         list(data.val_dataloader())
-    message = rf"^unreadable image {bad}: [^\n]*[Tt]runcated[^\n]* \(data.on_unreadable skip goes on without it\)$"
+    message = rf"^unreadable image {bad}: [^\n]*[Tt]runcated[^\n]* \(data.on_unreadable skip leaves it out\)$"
     assert re.match(message, str(caught.value)), str(caught.value)
 
 

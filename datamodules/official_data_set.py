@@ -1,0 +1,157 @@
+"""Base of the published data sets: official lists or class folders, and whether the copy is complete."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pytorch_lightning.utilities import rank_zero_info
+
+from datamodules.class_folders import EVALUATION_FOLDERS, UnknownClassError, first_folder, read_class_folders
+from datamodules.folders import read_folder
+from datamodules.image_files import Files, OnUnreadable, Split
+from datamodules.image_files_module import ImageFilesModule
+from datamodules.official_lists import DamagedListError, Lists
+
+
+class OfficialDataSet(ImageFilesModule):
+    """Base of the published data sets, which come with official lists or are laid out in plain class folders.
+
+    A subclass sets `source`, `layout`, `sizes`, `num_classes` and `sizing`, and reads its official lists, if there are
+    any, in `read_lists`. There is one official evaluation split: validation and test are the same images.
+
+    Args:
+        check_counts: stop unless the numbers of classes and images are the official ones; false: use an incomplete
+            or changed copy as it is, without the listed files that are missing.
+
+    Attributes:
+        source: where the data can be obtained.
+        layout: files that the official layout is recognised by.
+        sizes: official number of images of each split.
+        num_classes: official number of classes.
+    """
+
+    source: ClassVar[str]
+    layout: ClassVar[str]
+    sizes: ClassVar[dict[Split, int]]
+    num_classes: ClassVar[int]
+
+    def __init__(
+        self,
+        root: str,
+        batch_size: int,
+        num_workers: int = 4,
+        check_counts: bool = True,
+        augmentation: Callable[[Any], Any] | None = None,
+        on_unreadable: OnUnreadable = "error",
+        predict_folder: str | None = None,
+    ) -> None:
+        super().__init__(root, batch_size, num_workers, augmentation, on_unreadable, predict_folder)
+        self.check_counts = check_counts
+
+    def read_lists(self) -> Lists | None:
+        """The official lists of the data set, or ``None`` where the root holds none of them."""
+        return None
+
+    @cached_property
+    def lists(self) -> Lists | None:
+        """The official lists, read once."""
+        if not self.root.is_dir():
+            raise self.missing(f"data.root {self.root} is not a folder")
+        try:
+            return self.read_lists()
+        except DamagedListError as error:
+            raise self.damaged(str(error)) from error
+
+    @cached_property
+    def class_names(self) -> list[str]:  # type: ignore[override]
+        """One name a label, read without any image."""
+        names = self.lists.class_names if self.lists else self.class_folders()
+        if self.check_counts and len(names) != self.num_classes:
+            raise self.missing(
+                f"{len(names)} classes instead of {self.num_classes} in {self.root}", may_be_partial=True
+            )
+        return names
+
+    def class_folders(self) -> list[str]:
+        """Sorted names of the class folders: of ``train/``, or where there is none of the evaluation folder."""
+        folder = first_folder(self.root, ("train", *EVALUATION_FOLDERS))
+        if folder is None:
+            raise self.missing(f"{self.root} has neither {self.layout} nor class folders train/<class>/, val/<class>/")
+        return self._folders_in(folder)
+
+    def files(self, split: Split) -> Files:
+        """Files and labels of a split, checked.
+
+        Raises:
+            FileNotFoundError: if files are missing, or their number is not the official one.
+        """
+        _ = self.class_names
+        files = self._present(split, self.lists.files[split]) if self.lists else self._files_in_folders(split)
+        if self.check_counts and len(files) != self.sizes[split]:
+            raise self.missing(
+                f"{len(files)} {split} images instead of {self.sizes[split]} in {self.root}", may_be_partial=True
+            )
+        if not files:
+            raise self.missing(f"no {split} images in {self.root}")
+        return files
+
+    def without_folders(self, folder: Path, others: int) -> FileNotFoundError:
+        """The error for a folder that should hold class folders, but holds `others` files and no folders."""
+        return self.missing(f"{folder} holds {others} files and no class folders")
+
+    def missing(self, what: str, may_be_partial: bool = False) -> FileNotFoundError:
+        """The error for something that is not there: what and where, and where the data can be obtained."""
+        partial = "; data.check_counts false uses it as it is" if may_be_partial else ""
+        return FileNotFoundError(f"{type(self).__name__}: {what}{partial}; the data: {self.source}")
+
+    def damaged(self, what: str) -> ValueError:
+        """The error for a file that does not hold what it should."""
+        return ValueError(f"{type(self).__name__}: {what}; the data: {self.source}")
+
+    def find(self, file: str, *folders: Path) -> Path:
+        """A file in the first of some folders that holds it.
+
+        Raises:
+            FileNotFoundError: if none does.
+        """
+        for folder in folders:
+            if (folder / file).is_file():
+                return folder / file
+        raise self.missing(f"{file} is missing in {' and '.join(map(str, folders))}")
+
+    def _present(self, split: Split, listed: Files) -> Files:
+        """The listed files that exist; without `check_counts`, some may be missing."""
+        present: Files = []
+        absent: list[str] = []
+        for file, label in listed:
+            if (self.root / file).is_file():
+                present.append((file, label))
+            else:
+                absent.append(file)
+        if not absent:
+            return present
+        missing = f"{len(absent)} of {len(listed)} listed {split} images are missing"
+        if self.check_counts or not present:
+            raise self.missing(f"{missing}, first {self.root / absent[0]}", may_be_partial=bool(present))
+        rank_zero_info(f"{missing} and left out")
+        return present
+
+    def _files_in_folders(self, split: Split) -> Files:
+        wanted = ("train",) if split == "train" else EVALUATION_FOLDERS
+        folder = first_folder(self.root, wanted)
+        if folder is None:
+            raise self.missing(f"{self.root} has no folder {' or '.join(f'{name}/' for name in wanted)}")
+        self._folders_in(folder)
+        try:
+            return read_class_folders(self.root, folder, self.class_folders()).files
+        except UnknownClassError as error:
+            raise self.missing(str(error)) from error
+
+    def _folders_in(self, folder: Path) -> list[str]:
+        content = read_folder(folder)
+        if not content.folders:
+            raise self.without_folders(folder, len(content.images) + len(content.others))
+        return content.folders

@@ -1,0 +1,85 @@
+"""How far a training is, as its checkpoints keep it, and whether it can be resumed from there."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from pytorch_lightning.utilities import rank_zero_warn
+
+
+@dataclass(frozen=True)
+class TrainingList:
+    """The list of training images, in brief: images that were added or removed change the order of all.
+
+    Attributes:
+        images: their number.
+        fingerprint: a hash of the class names and of what the data set lists.
+    """
+
+    images: int
+    fingerprint: str
+
+    @classmethod
+    def of(cls, images: int, class_names: Iterable[str], listed: bytes) -> TrainingList:
+        """The list of `images` images; `listed` stands for their files and labels."""
+        digest = hashlib.blake2b(listed, digest_size=16)
+        for name in class_names:
+            digest.update(name.encode("utf-8", "surrogateescape") + b"\0")
+        return cls(images, digest.hexdigest())
+
+
+@dataclass(frozen=True)
+class TrainingPosition:
+    """How far into which epoch a training is. Checkpoints hold plain types only, so its flag is 0 or 1.
+
+    Attributes:
+        seed: seed of the run.
+        epoch: number of the epoch, from 0.
+        batches: batches of the epoch that are done.
+        batch_size: images per step over all processes together.
+        epoch_is_complete: 1 at the end of an epoch, 0 mid-epoch.
+        images: number of training images; ``None`` in checkpoints of earlier versions.
+        fingerprint: that of the list of training images; ``None`` in checkpoints of earlier versions.
+    """
+
+    seed: int
+    epoch: int
+    batches: int
+    batch_size: int
+    epoch_is_complete: int
+    images: int | None = None
+    fingerprint: str | None = None
+
+    def check(self, batch_size: int, training_list: TrainingList | None) -> None:
+        """Check that a run can be resumed here.
+
+        At the end of an epoch, a training set that has changed is only worth a warning.
+
+        Raises:
+            ValueError: mid-epoch, if the batch size or the list of training images is another one.
+        """
+        if not self.epoch_is_complete and batch_size != self.batch_size:
+            raise ValueError(
+                f"data.batch_size is {batch_size}, and {self.batch_size} in the checkpoint, which is from the middle "
+                f"of an epoch: resume with {self.batch_size}, or from a checkpoint of the end of an epoch"
+            )
+        difference = self._difference(training_list)
+        if difference is None:
+            return
+        if not self.epoch_is_complete:
+            raise ValueError(
+                f"{difference}; the checkpoint is from the middle of an epoch, and the rest of that epoch would be "
+                "others: restore the training set, or resume from a checkpoint of the end of an epoch"
+            )
+        rank_zero_warn(f"{difference}: the run is resumed with the new ones")
+
+    def _difference(self, now: TrainingList | None) -> str | None:
+        if now is None or self.images is None:
+            return None
+        if now.images != self.images:
+            return f"the training set has {now.images} images, and {self.images} in the checkpoint"
+        if now.fingerprint != self.fingerprint:
+            return f"the training set has {now.images} images as in the checkpoint, but other files, labels or classes"
+        return None
