@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..spectral import Execution, InverseSquareRoot, Method, SpectralFunction, find_method, matrix_inverse_sqrt
 from ..spectral.eigh import eigh
 from ..spectral.functions import runs_by_products
-from .spectral_layer import DTYPES, SpectralLayer
+from .spectral_layer import DTYPES, SpectralLayer, name_of
 
 
 class DecorrelatedBatchNorm2d(SpectralLayer):
@@ -99,8 +99,9 @@ class DecorrelatedBatchNorm2d(SpectralLayer):
         runs_by_products(spectral_function, Execution(route=self._route), torch.device("cpu"))
         self._method = spectral_function.method
         self.synchronised = synchronised
-        self.weight = nn.Parameter(torch.ones(num_features)) if affine else None
-        self.bias = nn.Parameter(torch.zeros(num_features)) if affine else None
+        self.weight = self.bias = None
+        if affine:
+            self.weight, self.bias = nn.Parameter(torch.ones(num_features)), nn.Parameter(torch.zeros(num_features))
         d = num_features // groups
         self.register_buffer("running_mean", torch.zeros(num_features))
         self.register_buffer("running_covariance", torch.eye(d).repeat(groups, 1, 1))
@@ -183,9 +184,8 @@ class DecorrelatedBatchNorm2d(SpectralLayer):
         super()._report(eigenvalues.masked_fill(eigenvalues <= roundoff, 0))
 
     def _describe(self) -> str:
-        name = self.method if isinstance(self.method, str) else type(self.method).__name__
-        groups = f" in {self.groups} groups" if self.groups > 1 else ""
-        return f"{name} decorrelation of {self.num_features} channels{groups}"
+        text = f"{name_of(self.method)} decorrelation of {self.num_features} channels"
+        return f"{text} in {self.groups} groups" if self.groups > 1 else text
 
     def _explain(self, features: Tensor) -> str:
         if not features.isfinite().all():
@@ -199,5 +199,6 @@ class DecorrelatedBatchNorm2d(SpectralLayer):
 
 
 def _processes() -> int:
-    initialised = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return torch.distributed.get_world_size() if initialised else 1
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_world_size()
+    return 1

@@ -26,7 +26,7 @@ from ..spectral import (
 )
 from ..spectral.functions import runs_by_products
 from ..spectral.methods import unknown_name
-from .spectral_layer import DTYPES, SpectralLayer
+from .spectral_layer import DTYPES, SpectralLayer, name_of
 
 MetaLayer = str | Method | nn.Module
 """The normalisation of a covariance: the name of a method, a method, or a module ``(B, d, d) -> (B, d, d)``."""
@@ -158,8 +158,7 @@ class GlobalCovariancePooling(SpectralLayer):
         return covariance_spectrum(X, self.spectral_dtype)
 
     def _describe(self) -> str:
-        name = self.meta_layer if isinstance(self.meta_layer, str) else type(self.meta_layer).__name__
-        return f"{name} pooling of {' -> '.join(map(str, self.channels))} channels"
+        return f"{name_of(self.meta_layer)} pooling of {' -> '.join(map(str, self.channels))} channels"
 
     def _explain(self, features: Tensor) -> str:
         weights = [name for name, value in self.named_parameters() if not value.isfinite().all()]

@@ -103,8 +103,7 @@ class SpectralLayer(nn.Module):
             reported = True
             self._report(eigenvalues)
 
-        observer = report if self._observers else None
-        execution = Execution(self.spectral_dtype, route, self.counts, observer)
+        execution = Execution(self.spectral_dtype, route, self.counts, report)
         try:
             result = function(X, execution)
             if self._observers and not reported:
@@ -121,6 +120,11 @@ class SpectralLayer(nn.Module):
     def _report(self, eigenvalues: Tensor) -> None:
         for observer in tuple(self._observers.values()):
             observer(eigenvalues.detach())
+
+
+def name_of(method: object) -> str:
+    """The name of a method as it was given: its short name, or the class of an object."""
+    return method if isinstance(method, str) else type(method).__name__
 
 
 def spectral_layers(model: nn.Module) -> dict[str, SpectralLayer]:

@@ -1,4 +1,4 @@
-"""Batched symmetric eigendecomposition that does not give up: the failure policy of every layer.
+"""Batched symmetric eigendecomposition with the failure policy of every layer.
 
 Shapes: B batch, n matrix size. Everything here runs without autograd.
 """
@@ -17,22 +17,22 @@ from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 CHECK_EVERY = 50
-"""Calls between two sampled checks: one matrix in 50 batches costs far below 1 % of the decompositions."""
+"""Calls between two sampled checks: one matrix in 50 batches costs far less than 1 % of the decompositions."""
 
 RESIDUAL_LIMIT = 50.0
-"""Residuals above this multiple of ``n * eps`` are wrong (the test programs of LAPACK flag them above 30 to 50)."""
+"""Residuals above this multiple of ``n * eps`` are errors (LAPACK's test programs flag them above 30 to 50)."""
 
 
 @dataclass
 class FailureCounts:
-    """What the decompositions of one layer went through since it was built (plain integers, no global state).
+    """Counts of the decompositions of one layer, and of their failures, since it was built (plain integers).
 
     Attributes:
         calls: batches decomposed.
         not_converged: matrices for which the backend reported no convergence.
-        silently_wrong: matrices whose returned eigenvectors failed the sampled check of residual and orthogonality.
-        solved_on_cpu: failed matrices that a float64 retry on the CPU solved.
-        solved_by_iteration: failed matrices left to the matmul-only Newton-Schulz iteration.
+        silently_wrong: matrices whose eigenvectors failed the sampled check of residual and orthogonality.
+        solved_on_cpu: failed matrices that were solved by a float64 retry on the CPU.
+        solved_by_iteration: failed matrices that were left to the Newton-Schulz iteration by products.
     """
 
     calls: int = 0
@@ -43,7 +43,7 @@ class FailureCounts:
 
     @property
     def failures(self) -> int:
-        """Matrices for which the first decomposition failed, noticed or silently."""
+        """Matrices whose first decomposition failed, reported or silently."""
         return self.not_converged + self.silently_wrong
 
     def as_dict(self) -> dict[str, int]:
@@ -52,22 +52,23 @@ class FailureCounts:
 
 
 def eigh(A: Tensor, counts: FailureCounts | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Decompose ``A = V diag(l) V^T``; matrices that fail are solved one by one, the good ones stay untouched.
+    """Decompose ``A = V diag(l) V^T``; matrices that fail are solved one by one, without touching the others.
 
-    A matrix that does not converge, or that the sampled check finds wrong, is retried in float64 on the CPU. One
-    that fails there too is reported in the mask, with eigenvalues of one and eigenvectors of zero, and is left to a
-    route that needs no decomposition. Nothing is raised here, so that one process of several stays in step.
+    A matrix that does not converge, or that fails the sampled check, is retried in float64 on the CPU. If that fails
+    too, the mask says so, its eigenvalues are one and its eigenvectors zero, and it is left to a route that needs no
+    decomposition. Nothing is raised here, so that the processes of a run stay in step.
 
     Args:
         A: finite symmetric matrices ``(B, n, n)``, float32 or float64.
-        counts: where to count failures; without it, none are looked for by the sampled check.
+        counts: where failures are counted; without it there is no sampled check.
 
     Returns:
         eigenvalues ``(B, n)`` in ascending order, eigenvectors ``(B, n, n)`` as columns, and a mask ``(B,)`` of the
         unsolved matrices, ``None`` when there are none.
     """
     checked = counts is not None  # the check is sampled over the calls of a layer
-    counts = FailureCounts() if counts is None else counts
+    if counts is None:
+        counts = FailureCounts()
     counts.calls += 1
     try:
         eigenvalues, V = _eigh_in_threads(A.detach())
@@ -86,10 +87,10 @@ def _eigh_in_threads(A: Tensor) -> tuple[Tensor, Tensor]:
     """`torch.linalg.eigh`, on a CPU with one thread for each share of the batch.
 
     The backend would give all threads to one small matrix after the other. They then meet at a barrier thousands of
-    times, which is slow at best, and stalls where loader workers or other programs want the same cores.
+    times, which is slow at best, and stalls where loader workers or other programs use the same cores.
     """
-    threads = min(torch.get_num_threads(), len(A)) if A.device.type == "cpu" else 1
-    if threads < 2:
+    threads = min(torch.get_num_threads(), len(A))
+    if threads < 2 or A.device.type != "cpu":
         eigenvalues, V = torch.linalg.eigh(A)
         return eigenvalues, V
     shares = list(_single_threads(torch.get_num_threads()).map(torch.linalg.eigh, A.tensor_split(threads)))
@@ -98,20 +99,20 @@ def _eigh_in_threads(A: Tensor) -> tuple[Tensor, Tensor]:
 
 @cache
 def _single_threads(threads: int) -> ThreadPoolExecutor:
-    """A pool of threads in each of which torch uses no other thread."""
+    """A pool of threads, in each of which torch uses one thread."""
 
     def use_one_thread() -> None:
-        torch.get_num_threads()  # a thread takes over the common number when torch is first used in it: let that pass
+        torch.get_num_threads()  # a new thread takes over the global number when it first uses torch: trigger that now
         torch.set_num_threads(1)
 
     pool = ThreadPoolExecutor(threads, "eigh", initializer=use_one_thread)
     together = Barrier(threads)
-    list(pool.map(lambda _: together.wait(), range(threads)))  # start all of them
-    torch.set_num_threads(threads)  # threads that others start later take over the number that was set last
+    list(pool.map(lambda _: together.wait(), range(threads)))  # starts all of them
+    torch.set_num_threads(threads)  # threads that are started elsewhere later take over the number that was set last
     return pool
 
 
-if hasattr(os, "register_at_fork"):  # a forked process has no threads but its own (and Windows does not fork)
+if hasattr(os, "register_at_fork"):  # a forked process has none of the threads of its parent (Windows does not fork)
     os.register_at_fork(after_in_child=_single_threads.cache_clear)
 
 
@@ -126,7 +127,7 @@ def _is_wrong(A: Tensor, eigenvalues: Tensor, V: Tensor) -> Tensor:
 
 
 def _one_by_one(A: Tensor, counts: FailureCounts) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The batch contains a matrix that does not converge: find which, and keep the others."""
+    """Find the matrices of a batch that do not converge, and keep the results of the others."""
     eigenvalues, V = A.new_zeros(A.shape[:-1]), torch.zeros_like(A)
     failed = []
     for b in range(len(A)):
@@ -156,6 +157,7 @@ def _retry(
         else:
             eigenvalues[b], V[b], unsolved[b] = 1, 0, True
     left = int(unsolved.sum())
+    # counted on the host: this path has waited for the device already
     counts.solved_on_cpu += len(failed) - left
     counts.solved_by_iteration += left
     warnings.warn(
@@ -164,4 +166,6 @@ def _retry(
         RuntimeWarning,
         stacklevel=2,
     )
-    return eigenvalues, V, unsolved if left else None
+    if not left:
+        return eigenvalues, V, None
+    return eigenvalues, V, unsolved

@@ -289,8 +289,9 @@ def find_method(method: str | Method, options: Mapping[str, Any] | None = None) 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> ValueError:
     """The error for a name that is not known, with the nearest one that is."""
     known = list(known)
-    nearest = difflib.get_close_matches(str(name), known, n=1)
-    hint = f"did you mean {nearest[0]}? " if nearest else ""
+    hint = ""
+    for nearest in difflib.get_close_matches(str(name), known, n=1):
+        hint = f"did you mean {nearest}? "
     return ValueError(f"unknown {kind} {name!r}: {hint}choose one of {', '.join(known)}")
 
 

@@ -91,11 +91,10 @@ class NewtonSchulz(ScalarFunction):
     @property
     def trace_degree(self) -> float:
         """The degree of homogeneity h of the function that is approximated: f(c l) = c^h f(l)."""
-        return -0.5 if self.inverse else 0.5
+        return _degree(self.inverse)
 
     def value(self, a: Tensor) -> Tensor:
-        y, z = self._iterates(a)[1]
-        return z if self.inverse else y
+        return self._iterates(a)[1][int(self.inverse)]
 
     def divided_difference(self, a: Tensor, b: Tensor) -> Tensor:
         # in place: yy, zz and ww are (B, r, r) on the hot path, everything else is (B, r)
@@ -107,7 +106,7 @@ class NewtonSchulz(ScalarFunction):
             ww = (yy * (-beta * z_a)).addcmul_(zz, -beta * y_b)
             yy.mul_(w_b).addcmul_(ww, y_a)
             zz.mul_(w_a).addcmul_(ww, z_b)
-        return zz if self.inverse else yy
+        return (yy, zz)[int(self.inverse)]
 
     def _iterates(self, a: Tensor) -> tuple[list[tuple[Tensor, Tensor, Tensor]], tuple[Tensor, Tensor]]:
         """(y, z, w) at the start of every step, and (y, z) of the result."""
@@ -151,11 +150,11 @@ class _NewtonSchulzProducts(torch.autograd.Function):
         v = None if inverse else A
         for k, (a, b) in enumerate(coefficients):
             w = _step(m_steps[k], a, b)
-            v = w if v is None else v @ w
+            v = _times(v, w)
             if k + 1 < len(coefficients):
                 m_steps.append(m_steps[k] @ (w @ w))
         assert v is not None
-        Q = v / trace.sqrt() if inverse else v.mul_(trace.sqrt())
+        Q = v.mul_(trace ** _degree(inverse))
         ctx.coefficients, ctx.inverse = coefficients, inverse
         ctx.save_for_backward(anchor, trace, Q, *m_steps)
         return Q
@@ -170,21 +169,33 @@ class _NewtonSchulzProducts(torch.autograd.Function):
     @staticmethod
     def _gradient(ctx: Any, G: Tensor, trace: Tensor, Q: Tensor, m_steps: list[Tensor]) -> Tensor:
         G = (G + G.mT).mul_(0.5)
-        v, dv = (None, None) if ctx.inverse else (m_steps[0], G.clone())
+        v: Tensor | None = None
+        dv: Tensor | None = None
+        if not ctx.inverse:  # the inverse starts from the identity, whose tangent is zero
+            v, dv = m_steps[0], G.clone()
         dm = G.clone()
         for k, (m, (a, b)) in enumerate(zip(m_steps, ctx.coefficients, strict=True)):
             w = _step(m, a, b)
             dv = _product_tangent(v, dv, w, dm, b)
             if k + 1 < len(m_steps):
-                v = w if v is None else v @ w
+                v = _times(v, w)
                 dm = _steering_tangent(dm, m, a, b)
         assert dv is not None
         # Q = tr^h phi(P / tr):  dP = tr^(h-1) L[G] + (h <G, Q> / tr - tr^(h-1) <L[G], A>) I, eq. (10) for h = 1/2
-        degree = -0.5 if ctx.inverse else 0.5
+        degree = _degree(ctx.inverse)
         dv.mul_(trace ** (degree - 1))
         in_trace = degree * (G * Q).sum((-2, -1)) / trace[:, 0, 0] - (dv * m_steps[0]).sum((-2, -1))
         dv.diagonal(dim1=-2, dim2=-1).add_(in_trace.unsqueeze(-1))
         return dv
+
+
+def _degree(inverse: bool) -> float:
+    return -0.5 if inverse else 0.5
+
+
+def _times(v: Tensor | None, w: Tensor) -> Tensor:
+    """``v w``; v None is the identity."""
+    return w if v is None else v @ w
 
 
 def _step(m: Tensor, a: float, b: float) -> Tensor:
