@@ -16,6 +16,7 @@ def check_features(X: Tensor) -> None:
         TypeError: for a dtype that is not floating point.
         ValueError: for a shape without channels or positions.
     """
+    _refuse_transforms()
     _check_floating(X, "features")
     if 0 in X.shape[-2:]:
         raise ValueError(f"features need at least one channel and one position (..., d, N), got {tuple(X.shape)}")
@@ -29,6 +30,7 @@ def check_matrix(P: Tensor) -> None:
         ValueError: for another shape, or a matrix that is not symmetric.
         FloatingPointError: for non-finite values.
     """
+    _refuse_transforms()
     _check_floating(P, "matrices")
     if P.shape[-1] != P.shape[-2] or P.shape[-1] == 0:
         raise ValueError(f"matrices must be square, got shape {tuple(P.shape)}")
@@ -86,6 +88,16 @@ def check_spectrum(eigenvalues: Tensor, eps: float, precision: float) -> None:
         raise ValueError(
             f"matrices must be positive semi-definite: {int(wrong.sum())} of {len(wrong)} are not, "
             f"the smallest eigenvalue is {smallest:.3g}"
+        )
+
+
+def _refuse_transforms() -> None:
+    """Say what to use in place of `torch.func`, whose own errors do not."""
+    # torch has no public name for this question
+    if getattr(torch._C, "_are_functorch_transforms_active", bool)():
+        raise RuntimeError(
+            "torch.func transforms (vmap, grad, jvp) cannot run through spectral functions: these take batch "
+            "dimensions themselves, and torch.autograd differentiates them"
         )
 
 

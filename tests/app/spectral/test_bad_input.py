@@ -228,3 +228,15 @@ def test_topn_for_a_function_without_a_value_at_zero(function):
     refused(
         ValueError, "svd-topn sets eigenvalues to zero, where this function is not defined", function, EYE, "svd-topn"
     )
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("transform", ["vmap", "grad"])
+def test_functional_transforms_are_answered_with_what_to_use(name, transform):
+    function, x = ALL[name]
+    if transform == "vmap":
+        apply = lambda: torch.func.vmap(function)(x[None])  # noqa: E731
+    else:
+        apply = lambda: torch.func.grad(lambda x: function(x).sum())(x)  # noqa: E731
+    with pytest.raises(RuntimeError, match=r"these take batch dimensions themselves, and torch\.autograd"):
+        apply()
