@@ -4,7 +4,7 @@
 #   bash configs/study/run.sh gcp              covariance pooling, configs/study/gcp.yaml
 #   bash configs/study/run.sh decorrelation    decorrelated batch norm, configs/study/decorrelation.yaml
 #
-# JOBS=2 lets two runs go on side by side. Runs that are there already are not made again.
+# JOBS=2 runs two of them at a time. Runs that have finished are not repeated.
 set -euo pipefail
 case "${1:-}" in gcp | decorrelation) ;; *) echo "error: run.sh ${1:-}: there are two studies, gcp and decorrelation" >&2 && exit 2 ;; esac
 cd "$(dirname "$0")/../.."
@@ -31,7 +31,7 @@ report() { # NAME RUN...
 callback() { printf -- '--trainer.callbacks+=%s ' "$@"; }
 
 gcp() {
-    landscape="$(callback LossLandscape) --trainer.callbacks.every_n_steps 50" # leaves the training as it is
+    landscape="$(callback LossLandscape) --trainer.callbacks.every_n_steps 50" # does not change the training
     for layer in gap isqrt-cov; do
         echo "standalone/$layer $1 --model.meta_layer $layer $landscape"
     done
