@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import pytorch_lightning as pl
 import torch
@@ -40,6 +40,9 @@ class OptimalLearningRate(PreSVDTreatment):
         ValueError: for a model that gives the weight no group of its own, and as `PreSVDTreatment`.
     """
 
+    training_setup: ClassVar[dict[str, str]] = {"OptimalLearningRate": "in use"}
+    """Its entry in `app.models.training_setup`: a run with it is not resumed without it."""
+
     def __init__(self) -> None:
         self._group: dict[str, Any] = {}
         self._hooks: list[Any] = []
@@ -49,10 +52,8 @@ class OptimalLearningRate(PreSVDTreatment):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
-        pl_module.separate_pre_svd_layer = stage == "fit"  # type: ignore[assignment]
-
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        pl_module.separate_pre_svd_layer = False  # type: ignore[assignment]
+        if stage == "fit" and hasattr(pl_module, "give_own_parameter_group"):
+            pl_module.give_own_parameter_group(self.parameter(pl_module))  # type: ignore[operator]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)

@@ -5,17 +5,16 @@ Parameter names are torchvision's, so its weights load as they are. Shapes: B ba
 
 from __future__ import annotations
 
-import inspect
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torchvision import models
 
-from app.layers import DecorrelatedBatchNorm2d
-from app.models.pretrained import load_fitting, read_state_dict, tell
+from app.console.suggestions import did_you_mean
+from app.models.pretrained import initialise
+from app.models.torch_files import read_state_dict
 
 Downsampling = Literal["removed", "kept", "max-pool"]
 Stem = Literal["imagenet", "cifar"]
@@ -35,52 +34,11 @@ BACKBONES = (
 
 
 class Backbone(nn.Sequential):
-    """A feature extractor ``(B, 3, H, W) -> (B, out_channels, h, w)``; `out_channels` is its one promise."""
+    """A feature extractor ``(B, 3, H, W) -> (B, out_channels, h, w)`` whose children have torchvision's names."""
 
     def __init__(self, layers: dict[str, nn.Module], out_channels: int) -> None:
         super().__init__(OrderedDict(layers))
         self.out_channels = out_channels
-
-    @property
-    def last_convolution(self) -> nn.Conv2d:
-        """The convolution that the features come out of, but for batch norm, addition and activation."""
-        return [module for module in self.modules() if isinstance(module, nn.Conv2d)][-1]
-
-    @property
-    def decorrelated_convolution(self) -> nn.Conv2d | None:
-        """The convolution before a decorrelated batch norm, ``None`` in a network without one."""
-        convolution = None
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                convolution = module
-            if isinstance(module, DecorrelatedBatchNorm2d):
-                return convolution
-        return None
-
-    def decorrelate(self, method: str, options: dict[str, Any] | None = None) -> None:
-        """Put a decorrelated batch norm in place of the first batch norm (Song et al., ECCV 2022, fig. 6).
-
-        Args:
-            method: of the inverse square root, one of `app.spectral.METHODS`.
-            options: other arguments of `DecorrelatedBatchNorm2d`, and options of the method, such as ``iterations``.
-
-        Raises:
-            ValueError: for a network without batch norm, or a wrong method or option.
-        """
-        name = next((name for name, module in self.named_modules() if isinstance(module, nn.BatchNorm2d)), None)
-        if name is None:
-            raise ValueError("decorrelation replaces the first batch norm, and this backbone has none")
-        arguments = set(inspect.signature(DecorrelatedBatchNorm2d).parameters) - {"num_features", "method", "options"}
-        own = {key: value for key, value in (options or {}).items() if key in arguments}
-        rest = {key: value for key, value in (options or {}).items() if key not in arguments | {"options"}}
-        rest |= (options or {}).get("options") or {}
-        channels = self.get_submodule(name).num_features
-        try:
-            layer = DecorrelatedBatchNorm2d(channels, method=method, options=rest, **own)
-        except (TypeError, ValueError) as error:
-            choice = f"the layer's own options are {', '.join(sorted(arguments))}"
-            raise ValueError(f"model.decorrelation {method}, decorrelation_options: {error} ({choice})") from error
-        self.set_submodule(name, layer)
 
 
 def build_backbone(
@@ -107,16 +65,16 @@ def build_backbone(
         FileNotFoundError: for weights that are neither a file nor a name that torchvision knows.
     """
     if name not in BACKBONES:
-        raise ValueError(f"unknown backbone {name!r}: choose one of {', '.join(BACKBONES)}")
+        raise ValueError(_unknown(name))
     if stem == "cifar" and not name.startswith("resnet"):
         raise ValueError(f"backbone {name} has no stem for 32x32 images: only the ResNets have")
+    if name == "compact" and weights is not None:
+        raise ValueError("backbone compact has no pretrained weights: leave out weights")
+    if name == "alexnet_bn" and weights is not None:
+        raise ValueError("torchvision has no weights of alexnet_bn: start from a checkpoint with init_from")
     if name == "compact":
-        if weights is not None:
-            raise ValueError("backbone compact has no pretrained weights: leave out weights")
-        return _compact(downsampling)
-    if name in ("alexnet", "alexnet_bn"):
-        if weights is not None and name == "alexnet_bn":
-            raise ValueError("torchvision has no weights of alexnet_bn: start from a checkpoint with init_from")
+        backbone = _compact(downsampling)
+    elif name.startswith("alexnet"):
         backbone = _alexnet(downsampling, batch_norm=name == "alexnet_bn")
     elif name == "mobilenet_v2":
         backbone = _mobilenet_v2(downsampling)
@@ -127,37 +85,44 @@ def build_backbone(
     return backbone
 
 
+def _unknown(name: str) -> str:
+    choice = f"choose one of {', '.join(BACKBONES)}, or give the class_path of a module of your own"
+    return " ".join(f"unknown backbone {name!r}: {did_you_mean(name, BACKBONES)} {choice}".split())
+
+
 def load_torchvision_weights(backbone: Backbone, name: str, weights: str) -> None:
-    """Load torchvision's weights, and say what was not loaded; warn loudly when nothing was.
+    """Load torchvision's weights, and print what was not loaded; warn if nothing was.
 
     Args:
         backbone: the network to load into.
         name: torchvision's name of the network.
         weights: a local file, or torchvision's name of the weights.
+
+    Raises:
+        ValueError: for a file that cannot be read.
+        FileNotFoundError: for weights that are neither a file nor a name that torchvision knows.
     """
+    state = {}
+    for key, tensor in _torchvision_state(name, weights).items():
+        # The weights of the classifier, which is not part of the backbone, are no loss to report.
+        if not key.startswith(("fc.", "classifier.")):
+            state[f"backbone.{key}"] = tensor
+    initialise(nn.ModuleDict({"backbone": backbone}), state, weights, required=False)
+
+
+def _torchvision_state(name: str, weights: str) -> dict[str, Tensor]:
     if Path(weights).is_file():
         try:
-            state = read_state_dict(weights)
+            return read_state_dict(weights)
         except ValueError as error:
             raise ValueError(f"model.weights: {error}: give another file, or null for random weights") from error
-    else:
-        try:
-            known = models.get_model_weights(name)
-            state = known[weights].get_state_dict(progress=False, check_hash=True)
-        except KeyError:
-            names = ", ".join(known.__members__)
-            raise FileNotFoundError(f"weights {weights!r} are no file, and {name} has only {names}") from None
-        except OSError as error:
-            raise FileNotFoundError(
-                f"weights {weights} could not be downloaded ({error}): give a local file"
-            ) from error
-    # those of a classifier that is not here: its name differs from one network to the other
-    state = {f"backbone.{key}": value for key, value in state.items() if not key.startswith(("fc.", "classifier."))}
-    result = load_fitting(nn.ModuleDict({"backbone": backbone}), state)
-    if not result.loaded:
-        rank_zero_warn(f"NOTHING was loaded from {weights} into {name}: the network starts from random weights")
-    else:
-        tell(result, weights)
+    known = models.get_model_weights(name).__members__
+    if weights not in known:
+        raise FileNotFoundError(f"weights {weights!r} is not a file, and {name} has only {', '.join(known)}")
+    try:
+        return dict(known[weights].get_state_dict(progress=False, check_hash=True))
+    except OSError as error:
+        raise FileNotFoundError(f"weights {weights} could not be downloaded ({error}): give a local file") from error
 
 
 def _resnet(name: str, downsampling: Downsampling, stem: Stem) -> Backbone:
@@ -167,7 +132,8 @@ def _resnet(name: str, downsampling: Downsampling, stem: Stem) -> Backbone:
     if stem == "cifar":
         network.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
         nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
-    layers = {key: module for key, module in network.named_children() if key not in ("avgpool", "fc")}
+    layers = dict(network.named_children())
+    del layers["avgpool"], layers["fc"]
     if stem == "cifar":
         del layers["maxpool"]
     if downsampling == "max-pool":
@@ -177,6 +143,7 @@ def _resnet(name: str, downsampling: Downsampling, stem: Stem) -> Backbone:
 
 
 def _remove_stride(stage: nn.Module) -> None:
+    # torchvision's replace_stride_with_dilation would dilate the kernels instead, which is another network.
     for module in stage.modules():
         if isinstance(module, nn.Conv2d):
             module.stride = (1, 1)
@@ -187,21 +154,28 @@ def _alexnet(downsampling: Downsampling, batch_norm: bool) -> Backbone:
     if downsampling == "max-pool":
         raise ValueError("backbone alexnet: its last down-sampling is a max-pooling, choose removed or kept")
     features = models.alexnet(weights=None).features
-    layers = list(features if downsampling == "kept" else features[:-1])
-    if batch_norm:
-        normed = [[m, nn.BatchNorm2d(m.out_channels)] if isinstance(m, nn.Conv2d) else [m] for m in layers]
-        layers = [module for group in normed for module in group]
+    if downsampling == "removed":
+        features = features[:-1]  # the last max-pooling
+    layers: list[nn.Module] = []
+    for module in features:
+        layers.append(module)
+        if batch_norm and isinstance(module, nn.Conv2d):
+            layers.append(nn.BatchNorm2d(module.out_channels))
     return Backbone({"features": nn.Sequential(*layers)}, 256)
+
+
+LAST_STRIDE = 14
+"""Number of MobileNetV2's last block with a stride, the first of the stage with 160 channels."""
 
 
 def _mobilenet_v2(downsampling: Downsampling) -> Backbone:
     network = models.mobilenet_v2(weights=None)
     if downsampling != "kept":
-        _remove_stride(network.features[14])  # the first block of the stage with 160 channels, the last that strides
+        _remove_stride(network.features[LAST_STRIDE])
     layers: dict[str, nn.Module] = {"features": network.features}
     if downsampling == "max-pool":
-        # inserted in the forward pass, so that the blocks keep the names that weights are stored under
-        layers["features"] = _PooledBefore(network.features, 14)
+        # It is inserted in the forward pass, so that the blocks keep the names that weights are stored under.
+        layers["features"] = _PooledBefore(network.features, LAST_STRIDE)
     return Backbone(layers, network.last_channel)
 
 

@@ -5,54 +5,84 @@ Shapes: B batch, C channels, H x W pixels, K classes.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any, Literal
 
+import jsonargparse
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.cli import OptimizerCallable, ReduceLROnPlateau
+from pytorch_lightning.cli import OptimizerCallable
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR
+from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from app.layers import build_pooling, remove_weight_treatment, treat_weight
-from app.layers.weight_treatments import Treatment, convert_state, original_weight, treated_layers, treatment_of
+from app.layers import GlobalAveragePooling, build_pooling, remove_weight_treatment, treat_weight
+from app.layers.global_covariance_pooling import MetaLayer
+from app.layers.weight_treatments import Treatment, convert_state, treated_layers, treatment_of
 from app.models.backbones import Downsampling, Stem, build_backbone
+from app.models.decorrelation import decorrelate, decorrelated_convolution
+from app.models.features import check_feature_map, feature_channels, last_convolution
+from app.models.hyperparameters import replace_hyperparameter, save_plain_hyperparameters
+from app.models.lightning_compat import batch_size_to_log, schedule_configuration, step_plateau_schedules
 from app.models.pretrained import initialise, weights_for
+from app.models.training_setup import announced, check_unchanged, describe_optimizer, describe_schedule
+from app.spectral import Method, ScalarFunction
+
+# jsonargparse takes dataclasses for plain data, and accepts no class path in place of one without this.
+jsonargparse.set_parsing_settings(subclasses_enabled=[Method])
+
+OwnModule = Callable[[Any], Any]
+"""A `torch.nn.Module`, in the words that jsonargparse needs: it would print the hundreds of subclasses of Module."""
+
+NOT_SAVED = ("optimizer", "lr_scheduler", "weights", "init_from", "init_from_required")
+"""Arguments that are no hyper-parameters of a checkpoint, which holds the weights, and optimizer and schedule apart."""
 
 
 class Classifier(pl.LightningModule):
-    """Image classification with global covariance pooling (Song et al., ICCV 2021, appendix D).
+    """Image classification by second-order pooling: backbone, pooling of its features, linear classifier.
+
+    Features are pooled by a function of their covariance, usually its square root (Song et al., ICCV 2021, appendix
+    D), or by their mean. Where an argument takes a class path, it is an object of a class of yours or of this program,
+    in YAML {class_path: my_module.MyMethod, init_args: {limit: 3}}, in Python the object itself.
 
     Args:
-        num_classes: number of classes of the data set.
-        backbone: alexnet, alexnet_bn, resnet18, resnet34, resnet50, resnet101, resnet152, mobilenet_v2 or compact.
-        meta_layer: how features are pooled: gap (global average pooling) or the square root of their covariance by
-            isqrt-cov, ns-minimax, mpn-cov, svd-exact, svd-pade, svd-taylor, svd-trunc, svd-topn, svd-newton or svd-pi.
-        dim: channels that the covariance is taken of, after a 1x1 convolution with batch norm and ReLU; several
+        num_classes: number of classes; null: that of the data.
+        backbone: alexnet, alexnet_bn, resnet18, resnet34, resnet50, resnet101, resnet152, mobilenet_v2 or compact; or
+            the class path of a module of yours that turns images into a feature map (B, C, h, w).
+        meta_layer: how features are pooled: gap (global average pooling) or a function of their covariance by
+            isqrt-cov, ns-minimax, mpn-cov, svd-exact, svd-pade, svd-taylor, svd-trunc, svd-topn, svd-newton or svd-pi;
+            or the class path of an app.spectral.Method, or of a module of yours that normalises the covariance,
+            (B, d, d) -> (B, d, d).
+        dim: channels d that the covariance is taken of, after a 1x1 convolution with batch norm and ReLU; several
             numbers: as many of those, one after the other (Wang et al., CVPR 2020, has 256 and 128); null: none. The
-            classifier then has dim (dim + 1) / 2 inputs. Not used by gap.
-        meta_options: options of the meta-layer, such as {taylor_degree: 50} or {iterations: 7}.
-        spectral_dtype: precision of the covariance and its square root.
+            classifier then has d (d + 1) / 2 inputs. Not used by gap.
+        meta_options: options of a meta-layer that is given by name, such as {taylor_degree: 50} or {iterations: 7}.
+        spectral_dtype: precision of the covariance and its function.
+        function: function of the covariance, the class path of an app.spectral.ScalarFunction, such as Power with
+            {alpha: 0.4}; null: the square root.
+        feature_normalisation: class path of a module of yours on the features (B, d, N) of the N positions, before
+            their covariance is taken; null: none.
         downsampling: of the backbone's last stage: removed, kept, or max-pool; null: removed with covariance pooling,
-            kept with gap.
+            kept with gap. Only for the backbones with a name.
         stem: imagenet, or cifar (3x3, stride 1, no max-pooling; ResNets) for 32x32 images.
         decorrelation: method of a decorrelated batch norm in place of the backbone's first batch norm, one of those of
-            meta_layer but gap and svd-topn (Song et al., ECCV 2022); null: none. It usually goes with meta_layer gap.
-        decorrelation_options: options of that layer, such as {groups: 4, eps: 1e-3, synchronised: true}.
+            meta_layer except gap and svd-topn (Song et al., ECCV 2022); null: none. It usually goes with meta_layer
+            gap.
+        decorrelation_options: options of that layer, such as {groups: 4, eps: 1e-3, synchronised: true}, and of its
+            method.
         weight_treatment: of the weight of the pre-SVD layer, the convolution before the decorrelated batch norm, or
             without one before the covariance pooling: spectral (W over its largest singular value) or orthogonal
             (exp(W - W^T)); null: none.
         weights: weights of the backbone: a file of torchvision's, or a name such as IMAGENET1K_V1; null: random.
         init_from: start from the weights in this file: a checkpoint of this program, of fast-MPN-COV or
-            DifferentiableSVD, or torchvision's weights. What does not fit, such as a classifier of other classes, is
-            left as initialised and named, and validate and test refuse to run with it. Of a checkpoint of this
-            program, the command line also takes backbone and pooling, but for what stands on the command line itself.
-            Null: random weights.
-        init_from_required: nothing of that file fits is an error; false: a warning.
+            DifferentiableSVD, or torchvision's weights. Layers that do not fit, such as a classifier of other classes,
+            are left as initialised and named, and validate and test refuse to run with them. From a checkpoint of this
+            program, the command line also takes backbone and pooling, except for the arguments that are given on the
+            command line itself. Null: random weights.
+        init_from_required: it is an error if no backbone weight could be loaded; false: a warning.
         optimizer: any optimizer of torch; the default is the papers' SGD.
         classifier_learning_rate: learning rate of the linear classifier; null: that of the optimizer.
         lr_scheduler: any schedule of torch, stepped once an epoch; null: the papers' decay by 10 at epochs 30 and 45.
@@ -60,15 +90,17 @@ class Classifier(pl.LightningModule):
 
     def __init__(
         self,
-        num_classes: int,
-        backbone: str = "resnet50",
-        meta_layer: str = "isqrt-cov",
+        num_classes: int | None = None,
+        backbone: str | OwnModule = "resnet50",
+        meta_layer: Method | str | OwnModule = "isqrt-cov",
         dim: int | list[int] | None = 256,
         meta_options: dict[str, Any] | None = None,
         spectral_dtype: Literal["float32", "float64"] = "float64",
+        function: ScalarFunction | None = None,
+        feature_normalisation: OwnModule | None = None,
         downsampling: Downsampling | None = None,
         stem: Stem = "imagenet",
-        decorrelation: str | None = None,
+        decorrelation: Method | str | None = None,
         decorrelation_options: dict[str, Any] | None = None,
         weight_treatment: Treatment | None = None,
         weights: str | None = None,
@@ -79,75 +111,81 @@ class Classifier(pl.LightningModule):
         lr_scheduler: Callable[[Optimizer], LRScheduler] | None = None,
     ) -> None:
         super().__init__()
-        # what checkpoints keep must be plain; optimizer and schedule are kept by `_training_setup`
-        # where the weights came from is no property of the network: it has them
-        self.save_hyperparameters(ignore=["optimizer", "lr_scheduler", "weights", "init_from", "init_from_required"])
-        if num_classes < 2:
-            raise ValueError(f"num_classes must be at least 2, got {num_classes}")
+        objects = {
+            "backbone": backbone,
+            "meta_layer": meta_layer,
+            "function": function,
+            "feature_normalisation": feature_normalisation,
+            "decorrelation": decorrelation,
+        }
+        save_plain_hyperparameters(self, objects, ignore=NOT_SAVED)
+        self.num_classes = _known_number(num_classes)
         if weights is not None and init_from is not None:
             raise ValueError("model.weights and model.init_from are two sources of weights: give one")
-        self.num_classes = num_classes
-        self._training_setup: dict[str, str] = {}
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.classifier_learning_rate = classifier_learning_rate
-        if downsampling is None:
-            downsampling = "kept" if meta_layer == "gap" else "removed"
-        self.backbone = build_backbone(backbone, downsampling, stem, weights)
-        self.pooling = build_pooling(meta_layer, self.backbone.out_channels, dim, meta_options, spectral_dtype)
-        self.classifier = nn.Linear(self.pooling.out_features, num_classes)
+        if isinstance(backbone, str):
+            if downsampling is None:
+                downsampling = "kept" if meta_layer == "gap" else "removed"
+            self.backbone: nn.Module = build_backbone(backbone, downsampling, stem, weights)
+        else:
+            self.backbone = _own_backbone(backbone, downsampling, stem, weights)
+        self.pooling = build_pooling(
+            meta_layer,  # type: ignore[arg-type]
+            feature_channels(self.backbone),
+            dim,
+            meta_options,
+            spectral_dtype,
+            function,
+            feature_normalisation,  # type: ignore[arg-type]
+        )
+        self.classifier = nn.Linear(self.pooling.out_features, self.num_classes)
         if decorrelation is not None:
-            self.backbone.decorrelate(decorrelation, decorrelation_options)
+            decorrelate(self.backbone, decorrelation, decorrelation_options)
         elif decorrelation_options:
             raise ValueError(
                 "decorrelation_options are given without decorrelation: name a method, such as svd-exact, or set them "
                 "to null, --model.decorrelation_options null"
             )
-        self.separate_pre_svd_layer = False
         if weight_treatment is not None:
             self._treat_weight(weight_treatment)
         self.register_load_state_dict_pre_hook(_convert_weight_treatment)
-        self.metrics = nn.ModuleDict(
-            {
-                stage: nn.ModuleDict(
-                    {f"top{k}": MulticlassAccuracy(num_classes, top_k=min(k, num_classes), average="micro") for k in ks}
-                )
-                # "train" is the name of a method of every module
-                for stage, ks in (("train_", (1,)), ("val_", (1, 5)), ("test_", (1, 5)))
-            }
-        )
-        self._random_layers: list[str] = []
+        self.train_metrics = _accuracies(self.num_classes, "train", (1,))
+        self.val_metrics = _accuracies(self.num_classes, "val", (1, 5))
+        self.test_metrics = _accuracies(self.num_classes, "test", (1, 5))
+        self._parameters_apart: list[nn.Parameter] = []
+        self._training_setup: dict[str, str] = {}
+        self._initial_seed = 0
+        self._layers_not_loaded: list[str] = []
         if init_from is not None:
-            self._initialise(init_from, init_from_required)
+            resnet = isinstance(backbone, str) and backbone.startswith("resnet")
+            self._initialise(init_from, resnet, init_from_required)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images ``(B, 3, H, W)`` to logits ``(B, K)``."""
-        return self.classifier(self.pooling(self.backbone(images)))
+        features = self.backbone(images)
+        check_feature_map(self.backbone, features)
+        return self.classifier(self.pooling(features))
 
     @property
     def pre_svd_layer(self) -> nn.Conv2d | None:
         """The convolution whose output the covariance is taken of; ``None`` for networks without a covariance.
 
-        Where a network has both a decorrelated batch norm and covariance pooling, it is that of the former.
+        In a network with both a decorrelated batch norm and covariance pooling, it is that of the former.
         """
-        if (convolution := self.backbone.decorrelated_convolution) is not None:
+        if (convolution := decorrelated_convolution(self.backbone)) is not None:
             return convolution
-        if self.pooling.meta_layer == "gap":
+        if isinstance(self.pooling, GlobalAveragePooling):
             return None
-        return self.pooling.pre_svd_layer or self.backbone.last_convolution
+        return self.pooling.pre_svd_layer or last_convolution(self.backbone)
 
     def _treat_weight(self, weight_treatment: Treatment) -> None:
         if self.pre_svd_layer is None:
             raise ValueError(
                 f"weight_treatment {weight_treatment} has no layer to act on: this model takes no covariance "
-                "(meta_layer gap without decorrelation)"
+                "(meta_layer gap without decorrelation), or has no convolution before it"
             )
         treat_weight(self.pre_svd_layer, weight_treatment)
-
-    def _initialise(self, path: str, required: bool) -> None:
-        state = weights_for(self, path, resnet=self.hparams["backbone"].startswith("resnet"))
-        _convert_weight_treatment(self, state, "")
-        found = initialise(self, state, path, required=required)
-        self._random_layers = found.misfits + found.missing
 
     def remove_weight_treatment(self) -> None:
         """Make the treated weight an ordinary one, for inference; checkpoints then name no treatment."""
@@ -155,48 +193,51 @@ class Classifier(pl.LightningModule):
             remove_weight_treatment(self.pre_svd_layer)
         self.hparams["weight_treatment"] = None
 
-    def use_meta_layer(self, meta_layer: str, meta_options: dict[str, Any] | None = None) -> None:
-        """Pool by another meta-layer from now on; checkpoints written from now on name it."""
+    def _initialise(self, path: str, resnet: bool, required: bool) -> None:
+        state = weights_for(self, path, resnet=resnet)
+        _convert_weight_treatment(self, state, "")
+        report = initialise(self, state, path, required=required)
+        self._layers_not_loaded = report.shape_mismatches + report.missing
+
+    def use_meta_layer(self, meta_layer: MetaLayer, meta_options: dict[str, Any] | None = None) -> None:
+        """Pool by another meta-layer from now on; checkpoints that are written from now on name it.
+
+        Raises:
+            ValueError: for a wrong name or option, or a meta-layer that pools to another shape.
+        """
         self.pooling.use_meta_layer(meta_layer, meta_options)
-        self.hparams["meta_layer"], self.hparams["meta_options"] = meta_layer, meta_options
+        replace_hyperparameter(self, "meta_layer", meta_layer)
+        replace_hyperparameter(self, "meta_options", meta_options)
 
     def setup(self, stage: str) -> None:
-        """Check that data and model agree on the classes, and that there is something to evaluate."""
-        if stage != "fit" and self._random_layers:
+        """Check that data and model agree on the classes, and that there are weights to evaluate."""
+        if stage != "fit" and self._layers_not_loaded:
             raise ValueError(
-                f"model.init_from: the network would be evaluated with random weights: {self._random_layers[0]} "
-                f"and {len(self._random_layers) - 1} more are not in the file, or of another shape"
+                f"model.init_from: the network would be evaluated with random weights: {self._layers_not_loaded[0]} "
+                f"and {len(self._layers_not_loaded) - 1} more are not in the file, or of another shape"
             )
         names = getattr(self.trainer.datamodule, "class_names", None)  # type: ignore[attr-defined]
         if names is not None and len(names) != self.num_classes:
             raise ValueError(f"the data has {len(names)} classes, model.num_classes is {self.num_classes}")
+        self._initial_seed = torch.initial_seed()
+
+    def teardown(self, stage: str) -> None:
+        self._parameters_apart.clear()  # Callbacks ask for them in their `setup`, for one call of the trainer.
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
-        return self._step(batch, "train")
+        return self._step(batch, "train", self.train_metrics)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
-        return self._step(batch, "val")
+        return self._step(batch, "val", self.val_metrics)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
-        return self._step(batch, "test")
+        return self._step(batch, "test", self.test_metrics)
 
-    def predict_step(self, batch: dict[str, Any], batch_index: int) -> dict[str, Any]:
-        """Probabilities ``(B, K)`` beside what the loader says of the files."""
-        images = batch["images"]
-        probabilities = self(images).softmax(-1) if len(images) else images.new_zeros(0, self.num_classes)
-        return {"probabilities": probabilities.float().cpu(), "files": batch["files"], "errors": batch["errors"]}
-
-    def loss(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """Mean cross-entropy of a batch, and its logits ``(B, K)``; nothing is logged or counted."""
-        images, labels = batch
-        logits = self(images)
-        return nn.functional.cross_entropy(logits, labels), logits
-
-    def _step(self, batch: tuple[Tensor, Tensor], stage: str) -> Tensor:
+    def _step(self, batch: tuple[Tensor, Tensor], stage: str, metrics: MetricCollection) -> Tensor:
         _, labels = batch
         in_training = stage == "train"
         loss, logits = self.loss(batch)
-        # the same keys on every rank, or processes wait for each other
+        # The same keys are logged on every process, or they would wait for each other.
         self.log(
             f"{stage}/loss",
             loss,
@@ -204,79 +245,134 @@ class Classifier(pl.LightningModule):
             on_epoch=not in_training,
             prog_bar=True,
             sync_dist=True,
-            # a float, because Lightning 2.6 averages the counts of the processes and rounds an integer down
-            batch_size=float(len(labels)),  # type: ignore[arg-type]
+            batch_size=batch_size_to_log(labels),
         )
-        for name, metric in self.metrics[f"{stage}_"].items():
-            metric(logits, labels)
-            self.log(f"{stage}/{name}", metric, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(labels))
+        metrics.update(logits, labels)
+        self.log_dict(metrics, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(labels))
         return loss
+
+    def loss(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Mean cross-entropy of a batch, and its logits ``(B, K)``; nothing is logged or counted."""
+        images, labels = batch
+        logits = self(images)
+        return nn.functional.cross_entropy(logits, labels), logits
+
+    def predict_step(self, batch: Any, batch_index: int) -> dict[str, Any]:
+        """Probabilities ``(B, K)``, and what the loader says of the files.
+
+        Args:
+            batch: a dictionary with ``images`` and anything else, which is passed on (our data modules: ``files`` and
+                ``errors``); or images alone, or a sequence that begins with them.
+            batch_index: not used.
+        """
+        if isinstance(batch, dict):
+            images, others = batch["images"], {key: value for key, value in batch.items() if key != "images"}
+        else:
+            images, others = batch if isinstance(batch, Tensor) else batch[0], {}
+        probabilities = self(images).softmax(-1) if len(images) else images.new_zeros(0, self.num_classes)
+        return {"probabilities": probabilities.float().cpu(), **others}
 
     def on_train_batch_start(self, batch: Any, batch_index: int) -> None:
         self.seed_step(batch_index)
 
     def seed_step(self, batch_index: int) -> None:
-        """Dropout, where a network has it, draws the same numbers in a resumed run as in an uninterrupted one."""
-        numbers = [int(os.environ.get("PL_GLOBAL_SEED", 0)), self.trainer.current_epoch, batch_index, self.global_rank]
+        """Seed the random numbers of a step: dropout is the same in a resumed run as in an uninterrupted one.
+
+        The seed of the run is that of the data module if it has one, which stores it in checkpoints, and otherwise the
+        seed that torch had when the training was set up.
+        """
+        seed = getattr(self.trainer.datamodule, "seed", None)  # type: ignore[attr-defined]
+        if not isinstance(seed, int):
+            seed = self._initial_seed
+        numbers = [seed, self.trainer.current_epoch, batch_index, self.global_rank]
         torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def give_own_parameter_group(self, parameter: nn.Parameter) -> None:
+        """Give a parameter a group of its own in the optimizer of the next `fit`; callbacks ask for it in `setup`."""
+        if not any(parameter is other for other in self._parameters_apart):
+            self._parameters_apart.append(parameter)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The parameter groups of the optimizer: backbone and pooling, the classifier, those of `_parameters_apart`.
+
+        The states of optimizers in checkpoints depend on the order of groups and of parameters.
+        """
         classifier = list(self.classifier.parameters())
-        rest = [*self.backbone.parameters(), *self.pooling.parameters()]
-        groups: list[dict[str, Any]] = [{"params": rest}, {"params": classifier}]
+        elsewhere = {id(parameter) for parameter in [*classifier, *self._parameters_apart]}
+        groups: list[dict[str, Any]] = [
+            {"params": [parameter for parameter in self.parameters() if id(parameter) not in elsewhere]},
+            {"params": classifier},
+        ]
         if self.classifier_learning_rate is not None:
             groups[1]["lr"] = self.classifier_learning_rate
-        if self.separate_pre_svd_layer and self.pre_svd_layer is not None:
-            weight = original_weight(self.pre_svd_layer)
-            groups[0]["params"] = [parameter for parameter in rest if parameter is not weight]
-            groups.append({"params": [weight]})
-        optimizer = self.optimizer(groups)
-        scheduler = self.lr_scheduler(optimizer) if self.lr_scheduler else MultiStepLR(optimizer, [30, 45], gamma=0.1)
-        self._training_setup = self._describe(optimizer, scheduler)
-        configuration: dict[str, Any] = {"scheduler": scheduler, "interval": "epoch"}
-        if isinstance(scheduler, ReduceLROnPlateau):
-            configuration["monitor"] = scheduler.monitor
-            configuration["frequency"] = NEVER
-        return {"optimizer": optimizer, "lr_scheduler": configuration}
+        for parameter in self._parameters_apart:
+            groups.append({"params": [parameter]})
+        return groups
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        optimizer, scheduler = self._optimizer_and_schedule()
+        self._training_setup = self._describe_training(optimizer, scheduler)
+        return {"optimizer": optimizer, "lr_scheduler": schedule_configuration(scheduler)}
+
+    def _optimizer_and_schedule(self) -> tuple[Optimizer, LRScheduler]:
+        try:
+            optimizer = self.optimizer(self.parameter_groups())
+        except ValueError:
+            # torch.optim.LBFGS takes one group only. That is enough if no group has settings of its own.
+            if self.classifier_learning_rate is not None or self._parameters_apart:
+                raise
+            optimizer = self.optimizer(list(self.parameters()))
+        if self.lr_scheduler is None:
+            return optimizer, MultiStepLR(optimizer, [30, 45], gamma=0.1)
+        return optimizer, self.lr_scheduler(optimizer)
 
     def on_train_epoch_end(self) -> None:
-        """Lightning would step a plateau schedule after the epoch is saved: a resumed run would lack that step."""
-        if not self.trainer.is_last_batch:  # the end of the run inside an epoch
-            return
-        for scheduler in self.trainer.lr_scheduler_configs:
-            if isinstance(plateau := scheduler.scheduler, ReduceLROnPlateau):
-                if (value := self.trainer.callback_metrics.get(plateau.monitor)) is None:
-                    known = ", ".join(sorted(self.trainer.callback_metrics))
-                    raise ValueError(f"lr_scheduler.monitor {plateau.monitor} is not measured; there are {known}")
-                plateau.step(value)
+        step_plateau_schedules(self.trainer)
 
-    def _describe(self, optimizer: Optimizer, scheduler: LRScheduler) -> dict[str, str]:
-        """What must not change when a run is gone on with, as plain text."""
-        settings = _describe(optimizer, scheduler)
-        settings["weight_treatment"] = str(self.pre_svd_layer and treatment_of(self.pre_svd_layer))
-        settings["OptimalLearningRate"] = "in use" if self.separate_pre_svd_layer else "not in use"
-        return settings
+    def _describe_training(self, optimizer: Optimizer, scheduler: LRScheduler) -> dict[str, str]:
+        treatment = None
+        if self.pre_svd_layer is not None:
+            treatment = treatment_of(self.pre_svd_layer)
+        description = {**describe_optimizer(optimizer), **describe_schedule(scheduler)}
+        description["weight_treatment"] = str(treatment)
+        if self._trainer is not None:
+            description |= announced(self._trainer.callbacks)  # type: ignore[attr-defined]
+        return description
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["training_setup"] = self._training_setup
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Resuming restores optimizer and schedule as they were stored: stop where the command asks for others."""
-        if self._trainer is None or not self.trainer.training or "training_setup" not in checkpoint:
-            return
-        stored, here = checkpoint["training_setup"], self._describe(*_pair(self.configure_optimizers()))
-        # where these differ, the settings need not be told
-        kinds = [kind for kind in KINDS if stored.get(kind) != here.get(kind)]
-        differences = [
-            f"{key}: {stored.get(key, 'nothing')} in the checkpoint, {here.get(key, 'nothing')} now"
-            for key in kinds or sorted(stored.keys() | here.keys())
-            if stored.get(key) != here.get(key)
-        ]
-        if differences:
-            raise ValueError(
-                f"cannot resume with another optimizer, schedule or treatment ({'; '.join(differences)}): "
-                "use the settings of the checkpoint, or start a new run without --ckpt_path"
-            )
+        """Check that a resumed run has the optimizer, schedule and treatments of the checkpoint."""
+        resuming = self._trainer is not None and self._trainer.training
+        if resuming and "training_setup" in checkpoint:
+            check_unchanged(checkpoint["training_setup"], self._describe_training(*self._optimizer_and_schedule()))
+
+
+def _known_number(num_classes: int | None) -> int:
+    if num_classes is None:
+        raise ValueError("num_classes is missing: give the number of classes, which only train.py takes from the data")
+    if num_classes < 2:
+        raise ValueError(f"num_classes must be at least 2, got {num_classes}")
+    return num_classes
+
+
+def _own_backbone(backbone: OwnModule, downsampling: Any, stem: str, weights: str | None) -> nn.Module:
+    name = type(backbone).__name__
+    if not isinstance(backbone, nn.Module):
+        raise ValueError(f"backbone must be a name or a torch.nn.Module, got a {name}")
+    if downsampling is not None or stem != "imagenet" or weights is not None:
+        raise ValueError(f"downsampling, stem and weights are options of the backbones with a name: {name} has none")
+    return backbone
+
+
+def _accuracies(num_classes: int, stage: str, top: tuple[int, ...]) -> MetricCollection:
+    metrics = {}
+    for k in top:
+        metrics[f"top{k}"] = MulticlassAccuracy(num_classes, top_k=min(k, num_classes), average="micro")
+    # torchmetrics (1.8) would let metrics whose states are equal after the first batch share one state ever after, and
+    # top-1 and top-5 accuracy are equal by chance.
+    return MetricCollection(metrics, prefix=f"{stage}/", compute_groups=False)
 
 
 def _convert_weight_treatment(model: Classifier, state: dict[str, Any], prefix: str, *_: Any) -> None:
@@ -284,31 +380,6 @@ def _convert_weight_treatment(model: Classifier, state: dict[str, Any], prefix: 
     own, treated = model.pre_svd_layer, treated_layers(state)
     for name, module in model.named_modules():
         layer = f"{prefix}{name}."
-        # what was treated may be no layer before a covariance here
+        # The layer that was treated when the state was stored need not be the one before a covariance here.
         if isinstance(module, nn.Conv2d) and (module is own or layer in treated):
             convert_state(state, layer, module)
-
-
-NEVER = 2**62
-"""Epochs between two steps of a schedule that Lightning leaves alone."""
-
-KINDS = ("optimizer", "lr_scheduler", "weight_treatment", "OptimalLearningRate")
-"""Entries of the training setup beside which the others need not be told."""
-
-DERIVED = ("params", "initial_lr", "base_lrs")
-"""Entries of an optimizer or schedule that say nothing of their own about its settings."""
-
-
-def _pair(configuration: dict[str, Any]) -> tuple[Optimizer, LRScheduler]:
-    return configuration["optimizer"], configuration["lr_scheduler"]["scheduler"]
-
-
-def _describe(optimizer: Optimizer, scheduler: LRScheduler) -> dict[str, str]:
-    """The settings of a fresh optimizer and schedule as plain text, to compare two runs by."""
-    settings = {"optimizer": type(optimizer).__name__, "lr_scheduler": type(scheduler).__name__}
-    for index, group in enumerate(optimizer.param_groups):
-        settings.update({f"optimizer.{k}[{index}]": repr(v) for k, v in group.items() if k not in DERIVED})
-    for key, value in scheduler.state_dict().items():
-        if not (key.startswith("_") or key in DERIVED or callable(value)):
-            settings[f"lr_scheduler.{key}"] = repr(value)
-    return settings

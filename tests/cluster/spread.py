@@ -20,6 +20,7 @@ from torch.utils.data import Subset
 from app.cli.processes import leave_process_group
 from app.layers import treat_weight
 from app.models.backbones import Backbone
+from app.models.decorrelation import decorrelate
 from callbacks import (
     ConditionNumberMonitor,
     GradientSmoothness,
@@ -59,7 +60,7 @@ class Decorrelated(Plain):
         torch.manual_seed(0)
         layers = {"0": nn.Conv2d(3, CHANNELS, 3), "1": nn.BatchNorm2d(CHANNELS), "2": nn.Tanh()}
         self.backbone = Backbone(layers, CHANNELS)
-        self.backbone.decorrelate("svd-exact", {"synchronised": synchronised})
+        decorrelate(self.backbone, "svd-exact", {"synchronised": synchronised})
 
 
 def treated(treatment):

@@ -67,6 +67,17 @@ def test_max_pool_stands_before_the_last_stage():
     assert list(dict(backbone.named_children()))[-2:] == ["pool4", "layer4"]
 
 
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    # as published by torchvision, without the classifiers
+    [("alexnet", 2.47), ("resnet18", 11.18), ("resnet50", 23.51), ("mobilenet_v2", 2.22), ("compact", 0.08)],
+)
+def test_number_of_parameters(name, millions):
+    numbers = {sum(p.numel() for p in build_backbone(name, choice).parameters()) for choice in ("removed", "kept")}
+    assert len(numbers) == 1
+    assert numbers.pop() / 1e6 == pytest.approx(millions, abs=0.005)
+
+
 def test_stem_for_32_pixels():
     backbone = build_backbone("resnet50", "kept", stem="cifar").eval()
     with torch.no_grad():
@@ -84,21 +95,26 @@ def test_weights_from_a_local_file_and_what_was_not_loaded(tmp_path, caplog):
         build_backbone("resnet18", stem="cifar", weights=str(path))
 
 
-def test_nothing_loaded_is_a_loud_warning(tmp_path):
+def test_nothing_loaded_is_a_warning(tmp_path):
     path = tmp_path / "other.pth"
     torch.save({"a": torch.zeros(1)}, path)
-    with pytest.warns(UserWarning, match="NOTHING was loaded"):
+    with pytest.warns(UserWarning, match="nothing of .*other.pth fits this backbone .*it starts from random weights"):
         build_backbone("resnet18", weights=str(path))
 
 
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"name": "vgg16"}, ValueError, "unknown backbone 'vgg16'"),
+        ({"name": "vgg16"}, ValueError, "unknown backbone 'vgg16': choose one of alexnet, "),
+        ({"name": "ResNet5O"}, ValueError, r"unknown backbone 'ResNet5O': did you mean resnet50\? choose one of"),
         ({"name": "alexnet", "stem": "cifar"}, ValueError, "no stem for 32x32"),
         ({"name": "alexnet", "downsampling": "max-pool"}, ValueError, "removed or kept"),
         ({"name": "compact", "weights": "IMAGENET1K_V1"}, ValueError, "no pretrained weights"),
-        ({"name": "resnet18", "weights": "IMAGENET22K"}, FileNotFoundError, "no file, and resnet18 has only"),
+        (
+            {"name": "resnet18", "weights": "IMAGENET22K"},
+            FileNotFoundError,
+            "is not a file, and resnet18 has only",
+        ),
     ],
 )
 def test_bad_arguments(arguments, error, message):

@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from app.layers import DecorrelatedBatchNorm2d, original_weight, treatment_of
 from app.models.backbones import build_backbone
 from app.models.classifier import Classifier
+from app.models.decorrelation import decorrelate, decorrelated_convolution
 
 
 def small(**arguments):
@@ -38,14 +39,14 @@ def trainer(tmp_path):
 def test_first_batch_norm_is_decorrelated_and_names_the_convolution_before(name, stem, norm, convolution, kernel):
     backbone = build_backbone(name, "kept", stem)
     before = {key: type(module) for key, module in backbone.named_modules()}
-    backbone.decorrelate("svd-pade", {"groups": 4, "options": {"pade_degree": 50}})
+    decorrelate(backbone, "svd-pade", {"groups": 4, "options": {"pade_degree": 50}})
     after = {key: type(module) for key, module in backbone.named_modules()}
     assert {key for key in before if before[key] is not after[key]} == {norm}
     layer = backbone.get_submodule(norm)
     assert isinstance(layer, DecorrelatedBatchNorm2d)
     assert (layer.method, layer.groups, layer.options) == ("svd-pade", 4, {"pade_degree": 50})
-    assert backbone.decorrelated_convolution is backbone.get_submodule(convolution)
-    assert backbone.decorrelated_convolution.kernel_size == (kernel, kernel)
+    assert decorrelated_convolution(backbone) is backbone.get_submodule(convolution)
+    assert backbone.get_submodule(convolution).kernel_size == (kernel, kernel)
 
 
 def test_pre_svd_layer():
@@ -118,7 +119,9 @@ def test_trains_and_checkpoints_load_with_and_without(treatment, head, tmp_path)
 def test_pre_svd_weight_has_its_own_group_where_asked_for():
     model = small(weight_treatment="orthogonal")
     assert len(model.configure_optimizers()["optimizer"].param_groups) == 2
-    model.separate_pre_svd_layer = True
+    model.give_own_parameter_group(original_weight(model.pre_svd_layer))
+    model.give_own_parameter_group(original_weight(model.pre_svd_layer))  # it has one already
     groups = model.configure_optimizers()["optimizer"].param_groups
+    assert len(groups) == 3
     assert [p is original_weight(model.pre_svd_layer) for p in groups[2]["params"]] == [True]
     assert sorted(id(p) for g in groups for p in g["params"]) == sorted(id(p) for p in model.parameters())

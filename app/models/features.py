@@ -1,0 +1,75 @@
+"""The interface of a backbone to the layers after it: how many channels its features have, and which layer they leave.
+
+Any `torch.nn.Module` that turns images ``(B, 3, H, W)`` into a feature map ``(B, C, h, w)`` is a backbone.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+SIDE = 64
+"""Pixels of the image that finds the number of channels: enough for a down-sampling by 32, and cheap."""
+
+
+def feature_channels(backbone: nn.Module) -> int:
+    """The number of channels C of the feature map.
+
+    It is the attribute ``out_channels``, or ``num_features`` as timm's networks call it. A network that has neither
+    is applied to a small image.
+
+    Raises:
+        ValueError: if that fails, or gives no feature map.
+    """
+    for attribute in ("out_channels", "num_features"):
+        channels = getattr(backbone, attribute, None)
+        if isinstance(channels, int):
+            return channels
+    try:
+        features = _features_of_small_image(backbone)
+    except Exception as error:  # whatever a network of the user's raises
+        raise ValueError(
+            f"the number of channels of backbone {type(backbone).__name__} is unknown: it has no attribute "
+            f"out_channels, and fails for an image of {SIDE}x{SIDE} pixels ({error})"
+        ) from error
+    check_feature_map(backbone, features)
+    return features.shape[1]
+
+
+def check_feature_map(backbone: nn.Module, features: Tensor) -> None:
+    """Check that the features are a map ``(B, C, h, w)``.
+
+    Raises:
+        ValueError: if they are not, as where a backbone includes its pooling and classifier.
+    """
+    if not isinstance(features, Tensor) or features.ndim != 4:
+        kind = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+        raise ValueError(
+            f"backbone {type(backbone).__name__} must return a feature map (B, C, h, w), without pooling and "
+            f"classifier, and returns {kind}"
+        )
+
+
+def last_convolution(backbone: nn.Module) -> nn.Conv2d | None:
+    """The convolution that the features leave, up to batch norm, addition and activation.
+
+    It is the last one in the order of the modules, and ``None`` for a network without convolutions.
+    """
+    convolution = None
+    for module in backbone.modules():
+        if isinstance(module, nn.Conv2d):
+            convolution = module
+    return convolution
+
+
+@torch.no_grad()
+def _features_of_small_image(backbone: nn.Module) -> Tensor:
+    # In evaluation mode the image leaves no trace in the statistics of batch norm.
+    modes = [(module, module.training) for module in backbone.modules()]
+    backbone.eval()
+    try:
+        parameter = next(backbone.parameters(), torch.zeros(()))
+        return backbone(torch.zeros(1, 3, SIDE, SIDE, device=parameter.device, dtype=parameter.dtype))
+    finally:
+        for module, training in modes:
+            module.training = training
