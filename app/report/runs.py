@@ -1,4 +1,4 @@
-"""Reads finished, killed and resumed runs: the scalars of their event files and their configuration.
+"""Reads finished, killed and resumed runs: the scalars of their event files, and their configuration.
 
 Shapes: S logged steps.
 """
@@ -6,7 +6,6 @@ Shapes: S logged steps.
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,8 +37,8 @@ class Run:
     """One version folder.
 
     Attributes:
-        folder: where it lies.
-        config: what ``config.yaml`` says; empty if there is none.
+        folder: its path.
+        config: the contents of ``config.yaml``; empty if there is none.
         curves: the scalars by tag.
     """
 
@@ -55,10 +54,14 @@ class Run:
     @property
     def last_step(self) -> float:
         """The last step that anything was logged for in training."""
-        return max((c.steps[-1] for tag, c in self.curves.items() if not tag.startswith(NOT_TRAINING)), default=0.0)
+        ends = [curve.steps[-1] for tag, curve in self.curves.items() if not tag.startswith(NOT_TRAINING)]
+        return max(ends, default=0.0)
 
     def epochs(self, steps: Array) -> Array | None:
-        """Epochs that had passed at each step ``(S,)``, by the ends of epochs; ``None`` if no epoch was finished."""
+        """Epochs that had passed at each step ``(S,)``; ``None`` if no epoch was finished.
+
+        Between the ends of two epochs the number is interpolated, after the last it grows on at the same rate.
+        """
         if not {"epoch", "train/top1"} <= self.curves.keys():
             return None
         ends = self.curves["train/top1"].steps  # the tag of an epoch's mean is written at its last step
@@ -80,34 +83,43 @@ def read_runs(folder: Path) -> tuple[list[Run], list[Path]]:
         ValueError: for one without event files.
     """
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is no folder: give the folder of a run, such as runs/demo/version_0")
+        raise FileNotFoundError(f"{folder} is not a folder: give the folder of a run, such as runs/demo/version_0")
     versions = sorted({file.parent for file in folder.rglob(EVENTS)}, key=_natural)
     if not versions:
         raise ValueError(f"{folder} holds no event files of TensorBoard: give a folder such as runs/demo/version_0")
-    runs = [read_run(version) for version in versions]
-    empty = [run.folder for run in runs if not run.curves]
-    return [run for run in runs if run.curves], empty
+    runs, empty = [], []
+    for version in versions:
+        run = read_run(version)
+        if run.curves:
+            runs.append(run)
+        else:
+            empty.append(version)
+    return runs, empty
 
 
 def read_run(folder: Path) -> Run:
     """The run of one version folder.
 
     Raises:
-        ValueError: for a ``config.yaml`` that is no YAML.
+        ValueError: for a ``config.yaml`` that is not valid YAML.
     """
-    path = folder / "config.yaml"
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no valid YAML: {error}") from error
-    config = config if isinstance(config, dict) else {}
     files = sorted(folder.glob(EVENTS), key=_started)
-    return Run(folder, config, merge(read_events(file) for file in files))
+    return Run(folder, _read_config(folder / "config.yaml"), merge(read_events(file) for file in files))
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid YAML: {error}") from error
+    return config if isinstance(config, dict) else {}
 
 
 def read_events(file: Path) -> dict[str, Curve]:
     """All scalars of one event file, as far as it can be read: a killed run may end within a record."""
-    # one file at a time, and nothing discarded: what is overwritten by a resumed run is decided in `merge`
+    # Nothing is discarded here: `merge` decides which values of an earlier file a resumed run replaces.
     events = EventAccumulator(str(file), size_guidance={SCALARS: 0}, purge_orphaned_data=False).Reload()
     curves = {}
     for tag in events.Tags()[SCALARS]:
@@ -118,11 +130,11 @@ def read_events(file: Path) -> dict[str, Curve]:
 
 
 def merge(files: Iterable[dict[str, Curve]]) -> dict[str, Curve]:
-    """Put the event files of a run together, in the order they were begun.
+    """Merge the curves of a run's event files, given in the order in which the files were begun.
 
     A run that was killed after its last checkpoint repeats steps when it is resumed: from the first step of a tag in
-    the later file on, the later file counts. ``test`` and ``validate`` write beside the training: the test of the last
-    file counts, and a validation outside the training is left out.
+    the later file on, the later file counts. ``test`` and ``validate`` write files of their own: the test of the last
+    file counts, and a validation outside of the training is left out.
     """
     merged: dict[str, Curve] = {}
     for curves in files:
@@ -137,151 +149,17 @@ def merge(files: Iterable[dict[str, Curve]]) -> dict[str, Curve]:
 
 def _continued(earlier: Curve, later: Curve) -> Curve:
     kept = earlier.steps < later.steps[0]
-    return Curve(
-        np.concatenate([earlier.steps[kept], later.steps]), np.concatenate([earlier.values[kept], later.values])
-    )
+    steps = np.concatenate([earlier.steps[kept], later.steps])
+    values = np.concatenate([earlier.values[kept], later.values])
+    return Curve(steps, values)
 
 
 def _started(file: Path) -> tuple[int, ...]:
-    """Event files are called ``events.out.tfevents.SECONDS.HOST.PID.COUNT``: the order they were begun in."""
+    """Key for the order in which event files were begun: ``events.out.tfevents.SECONDS.HOST.PID.COUNT``."""
     numbers = re.findall(r"\d+", file.name)
     return int(numbers[0]), int(numbers[-1])
 
 
 def _natural(folder: Path) -> list[tuple[str, int]]:
-    """``version_2`` before ``version_10``."""
+    """Key for the order that puts ``version_2`` before ``version_10``."""
     return [(text, int(number or 0)) for text, number in re.findall(r"(\D+)(\d*)", f"/{folder}")]
-
-
-@dataclass(frozen=True)
-class Group:
-    """Runs that differ by their seed only.
-
-    Attributes:
-        label: what it differs by from the other groups, or its folder.
-        runs: one or more.
-    """
-
-    label: str
-    runs: list[Run]
-
-    @property
-    def published(self) -> dict[str, Any]:
-        """The row of a paper that the configuration names: `published`, and what it says of the run's meta-layer.
-
-        An entry whose name is a meta-layer holds the numbers of the runs with that layer only; treatments of the
-        pre-SVD layer are added to the name, as in ``svd-pade + NOG + OW``. The layer that the hybrid protocol switches
-        to goes before the one that the model starts with; with other than the published `warmup_epochs`, the entry is
-        the one of that name, as in ``svd-pade, warmup_epochs 2``.
-        """
-        published = self.runs[0].config.get("published")
-        if not isinstance(published, dict):
-            return {}
-        common = {key: value for key, value in published.items() if not isinstance(value, dict)}
-        settings = _settings(self.runs[0])
-        layers = [str(settings[key]) for key in sorted(settings) if key.endswith(LAYER_KEYS)]
-        names = [" + ".join([layer, *_treatments(settings)]) for layer in layers]
-        warm_up = next((value for key, value in settings.items() if key.endswith("warmup_epochs")), None)
-        if warm_up is not None and common.pop("warmup_epochs", warm_up) != warm_up:
-            names = [f"{name}, warmup_epochs {warm_up}" for name in names]
-        own = [published[name] for name in names if isinstance(published.get(name), dict)]
-        return {**common, **(own[-1] if own else {})}
-
-
-LAYER_KEYS = ("decorrelation", "meta_layer", "svd_layer")
-"""Ends of the configuration's keys that name a method: of the model, and of the hybrid protocol."""
-
-TREATMENTS = {
-    "spectral": "SN",
-    "OrthogonalLoss": "OL",
-    "NearestOrthogonalGradient": "NOG",
-    "orthogonal": "OW",
-    "OptimalLearningRate": "OLR",
-}
-"""Treatments of the pre-SVD layer, by the weight_treatment or the class of the callback in the configuration."""
-
-IRRELEVANT = (
-    "seed_everything",
-    "ckpt_path",
-    "published",
-    "predictions.",
-    "checkpoint.dirpath",
-    "data.init_args.num_workers",
-    "trainer.logger",
-    "trainer.default_root_dir",
-    "trainer.enable_",
-)
-"""Beginnings of the configuration's keys that do not make another experiment."""
-
-
-def group_by_experiment(runs: list[Run]) -> list[Group]:
-    """Put the runs together whose configurations differ by their seed only; runs without one stay alone."""
-    groups: dict[str, list[Run]] = {}
-    for run in runs:
-        key = repr(sorted(_settings(run).items())) if run.config else str(run.folder)
-        groups.setdefault(key, []).append(run)
-    members = [_furthest(runs) if runs[0].config else runs for runs in groups.values()]
-    return [Group(label, runs) for label, runs in zip(_labels(members), members, strict=True)]
-
-
-def _furthest(runs: list[Run]) -> list[Run]:
-    """Of the runs of a group one a seed, those that went as far as any: a killed run is no sample of the result."""
-    kept: dict[str, Run] = {}
-    for run in runs:
-        if run.seed not in kept or run.last_step >= kept[run.seed].last_step:
-            kept[run.seed] = run
-    longest = max(run.last_step for run in kept.values())
-    result = [run for run in runs if kept[run.seed] is run and run.last_step == longest]
-    for run in runs:
-        if not any(run is other for other in result):
-            print(f"{run.folder}: left out, another run of the same settings went as far or further", file=sys.stderr)
-    return result
-
-
-def _labels(groups: list[list[Run]]) -> list[str]:
-    """What is different, if it is little to say; the folders where that is not enough to tell groups apart."""
-    settings = [_settings(runs[0]) for runs in groups]
-    keys = {key for one in settings for key in one}
-    differing = sorted(key for key in keys if len({repr(one.get(key)) for one in settings}) > 1)
-    differing.sort(key=lambda key: not key.endswith(LAYER_KEYS))
-    labels = [", ".join(_words(key, one[key]) for key in differing if key in one) for one in settings]
-    folders = [_folder(runs) for runs in groups]
-    if not all(labels) or max(map(len, labels)) > 60 or len(set(labels)) < len(labels):
-        labels = folders if len(set(folders)) == len(folders) else [str(runs[0].folder) for runs in groups]
-    return labels
-
-
-def _folder(runs: list[Run]) -> str:
-    parents = {run.folder.resolve().parent for run in runs}
-    if len(runs) > 1 and len(parents) == 1:
-        return parents.pop().name
-    return "/".join(runs[0].folder.resolve().parts[-2:])
-
-
-def _words(key: str, value: Any) -> str:
-    name = key.rsplit(".", 1)[-1]
-    return str(value) if name in LAYER_KEYS else f"{name} {value}"
-
-
-def _settings(run: Run) -> dict[str, Any]:
-    """The settings as one flat dictionary, without those that do not matter."""
-    flat = _flatten("", run.config) if run.config else {}
-    return {key: value for key, value in flat.items() if not key.startswith(IRRELEVANT)}
-
-
-def _treatments(settings: dict[str, Any]) -> list[str]:
-    """The abbreviations of the treatments of ECCV 2022 that the settings ask for, in the paper's order."""
-    asked = {
-        str(value).rsplit(".", 1)[-1]
-        for key, value in settings.items()
-        if key.endswith("weight_treatment") or (key.startswith("trainer.callbacks.") and key.endswith("class_path"))
-    }
-    return [short for name, short in TREATMENTS.items() if name in asked]
-
-
-def _flatten(prefix: str, value: Any) -> dict[str, Any]:
-    if isinstance(value, list):
-        value = dict(enumerate(value))
-    if isinstance(value, dict) and value:
-        return {k: v for key, inner in value.items() for k, v in _flatten(f"{prefix}.{key}".lstrip("."), inner).items()}
-    return {prefix: value}

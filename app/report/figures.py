@@ -1,0 +1,127 @@
+"""The figures of a report: one per subject."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
+
+from app.report.experiments import Group, layer_tags
+from app.report.panels import Panel
+
+
+def draw_all(groups: Sequence[Group], folder: Path) -> list[tuple[str, str]]:
+    """Write every figure that the runs have data for into a folder.
+
+    Returns:
+        the name of each file, and what it shows.
+    """
+    written = []
+    with matplotlib.rc_context({"font.size": 10, "axes.grid": True, "grid.color": "0.9", "axes.axisbelow": True}):
+        for name, (caption, draw) in FIGURES.items():
+            path = folder / f"{name}.png"
+            path.unlink(missing_ok=True)  # of an earlier report
+            figure = draw(groups)
+            if figure is not None:
+                figure.savefig(path, dpi=150)
+                written.append((path.name, caption))
+    return written
+
+
+def _figure(panels: int) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(6.4 if panels == 1 else 5.25 * panels, 4.4), layout="constrained")
+    return figure, list(np.atleast_1d(figure.subplots(1, panels)))
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    longest = max(map(len, labels), default=0)
+    columns = max(1, min(len(labels), int(figure.get_figwidth() * 13.5 / (longest + 8))))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, handlelength=3.2)
+
+
+def _errors(groups: Sequence[Group]) -> Figure | None:
+    tags = []
+    for name in ("train/top1", "val/top1", "val/top5"):
+        tags += layer_tags(groups, name)
+    if not any(tag.startswith("val/") for tag in tags):
+        return None
+    figure, axes = _figure(len(tags))
+    for tag, area in zip(tags, axes, strict=True):
+        # the tag ends in the k of top-k
+        kind = "training" if tag.startswith("train/") else "validation"
+        panel = Panel(area, groups, f"{kind} top-{tag[-1]} error (%)")
+        panel.lines(tag, lambda values: 100 * (1 - values))
+        panel.stages()
+    _legend(figure, axes[0])
+    return figure
+
+
+def _single(tag: str, ylabel: str) -> Callable[[Sequence[Group]], Figure | None]:
+    """The drawing function of a quantity on a logarithmic axis, with a panel for each layer that has it."""
+
+    def draw(groups: Sequence[Group]) -> Figure | None:
+        tags = layer_tags(groups, tag)
+        if not tags:
+            return None
+        figure, areas = _figure(len(tags))
+        for found, axes in zip(tags, areas, strict=True):
+            panel = Panel(axes, groups, f"{ylabel}{found.removeprefix(tag).replace('/', ', ')}")
+            panel.lines(found, lambda values: np.where(values > 0, values, np.nan))
+            axes.set_yscale("log")
+            if axes.get_ylim()[0] >= 1 and axes.get_ylim()[1] < 1e4:  # 20 instead of 2 x 10^1
+                axes.yaxis.set_major_formatter(LogFormatter())
+                axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
+            panel.stages()
+        _legend(figure, areas[0])
+        return figure
+
+    return draw
+
+
+def _landscape(groups: Sequence[Group]) -> Figure | None:
+    if not layer_tags(groups, "landscape/loss_max"):
+        return None
+    figure, (loss, gradient) = _figure(2)
+    for axes, name, ylabel in (
+        (loss, "loss", r"loss along the gradient, $\Delta_l$"),
+        (gradient, "gradient", r"change of the gradient, $\Delta_g$"),
+    ):
+        panel = Panel(axes, groups, ylabel)
+        panel.bands(f"landscape/{name}_min", f"landscape/{name}_max")
+        panel.stages()
+    _legend(figure, loss)
+    return figure
+
+
+FIGURES: dict[str, tuple[str, Callable[[Sequence[Group]], Figure | None]]] = {
+    "errors": ("Training and validation error", _errors),
+    "condition_number": (
+        "Condition number of the covariance, mean of the batch",
+        _single("covariance/condition_number", "condition number"),
+    ),
+    "effective_condition_number": (
+        "Effective condition number of the covariance: over the numerically nonzero eigenvalues",
+        _single("covariance/effective_condition_number", "effective condition number"),
+    ),
+    "eigenvalue_ratio": (
+        "Ratio of the two largest eigenvalues of the covariance",
+        _single("covariance/eigenvalue_ratio", r"$\lambda_1\,/\,\lambda_2$"),
+    ),
+    "smoothness": (
+        "Effective beta-smoothness of the loss at the input of the layer; larger is less smooth (Song et al., ICCV "
+        "2021, fig. 2 and 4)",
+        _single("smoothness/beta", r"effective $\beta$-smoothness"),
+    ),
+    "landscape": (
+        "Range of the loss (A1) and of the change of its gradient (A2) along the gradient at the first convolution "
+        "(Wang et al., CVPR 2020, supplement)",
+        _landscape,
+    ),
+}
+"""File name, caption and drawing function of each figure, in the order of the report."""
