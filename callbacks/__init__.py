@@ -1,20 +1,25 @@
 """Callbacks, selectable by class name on the command line: one behaviour, one file."""
 
-from callbacks.condition_number_monitor import ConditionNumberMonitor
-from callbacks.gradient_smoothness import GradientSmoothness
-from callbacks.hybrid_protocol import HybridProtocol
-from callbacks.last_checkpoint import LastCheckpoint, StoppedBySignal
-from callbacks.loss_landscape import LossLandscape
-from callbacks.nearest_orthogonal_gradient import NearestOrthogonalGradient
-from callbacks.non_finite import NonFinitePolicy
-from callbacks.optimal_learning_rate import OptimalLearningRate
-from callbacks.orthogonal_loss import OrthogonalLoss
-from callbacks.prediction_writer import PredictionWriter
-from callbacks.same_checkpoint import SameCheckpoint
-from callbacks.svd_failure_counter import SVDFailureCounter
+from .condition_number_monitor import ConditionNumberMonitor
+from .finite_checkpoints import FiniteCheckpoints
+from .finite_evaluation import FiniteEvaluation
+from .gradient_smoothness import GradientSmoothness
+from .hybrid_protocol import HybridProtocol
+from .last_checkpoint import LastCheckpoint
+from .loss_landscape import LossLandscape
+from .nearest_orthogonal_gradient import NearestOrthogonalGradient
+from .non_finite import NonFinitePolicy
+from .optimal_learning_rate import OptimalLearningRate
+from .orthogonal_loss import OrthogonalLoss
+from .prediction_writer import PredictionWriter
+from .same_checkpoint import SameCheckpoint
+from .stop_on_signal import StopOnSignal, StoppedBySignal
+from .svd_failure_counter import SVDFailureCounter
 
 __all__ = [
     "ConditionNumberMonitor",
+    "FiniteCheckpoints",
+    "FiniteEvaluation",
     "GradientSmoothness",
     "HybridProtocol",
     "LastCheckpoint",
@@ -26,5 +31,6 @@ __all__ = [
     "PredictionWriter",
     "SVDFailureCounter",
     "SameCheckpoint",
+    "StopOnSignal",
     "StoppedBySignal",
 ]

@@ -1,28 +1,30 @@
 """Loss and gradient of one training batch at an activation that is moved along its own gradient.
 
-What `GradientSmoothness` and `LossLandscape` share. Symbols: X an activation inside the network, L the loss of the
-batch of all processes, g = dL/dX at X, eta a step length, S step lengths.
+Shared by `GradientSmoothness` and `LossLandscape`. Symbols: X an activation inside the network, L the loss of the batch
+of all processes, g = dL/dX at X, eta a step length, S step lengths.
 """
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities.data import extract_batch_size
 from torch import Tensor, nn
+
+from ._loss import has_loss, loss_of
+from ._untouched import untouched
 
 Place = Literal["input", "output"]
 
 
 @dataclass
 class AlongGradient:
-    """What is found at ``X + eta g`` for S step lengths: float64 tensors ``(S,)``, the same on every process.
+    """The measurements at ``X + eta g`` for S step lengths: float64 tensors ``(S,)``, the same on every process.
 
     Attributes:
         losses: ``L(X + eta g)``.
@@ -40,38 +42,37 @@ def along_gradient(
 ) -> AlongGradient:
     """Evaluate the loss and its gradient with respect to X at ``X + eta g`` for every step length eta.
 
-    The network runs as `training_step` will run it next: in training mode, with the statistics of the batch in batch
-    norm, the same dropout masks at every step length, and the trainer's precision (an activation of lower precision is
-    moved in float32, where a small step is not rounded away). It leaves no trace: see `untouched`.
+    The network runs as `training_step` will run it next: in training mode, with the batch statistics in batch norm, the
+    same dropout masks at every step length, and the trainer's precision (an activation of lower precision is moved in
+    float32, where a small step is not rounded away). It leaves no trace: see `untouched`. A step length at which the
+    network overflows gives NaN.
 
     Every process moves its own share of the batch, weighted by its size, so that X, g and the norms are those of the
-    whole batch, whatever the number of processes (but for batch norm, whose statistics are those of the share, as in
-    training). One sum over the processes before, one after; none of the gradients of the parameters is computed.
+    whole batch, whatever the number of processes (except in batch norm, whose statistics are those of the share, as in
+    training). The processes add up once before and once after; no gradient of a parameter is computed.
 
     Args:
-        trainer: the trainer, in the middle of `fit`.
-        pl_module: a module with ``loss(batch) -> (loss, ...)``, the mean over the batch.
+        trainer: the trainer, during `fit`.
+        pl_module: a module with ``loss(batch)``, the mean over the batch.
         batch: a training batch on the device.
         layer: name of the module that X is an input or output of.
         place: which of the two.
         lengths: the step lengths.
 
     Raises:
-        ValueError: for a layer that the forward pass does not come through.
+        ValueError: for a layer that the forward pass does not use.
     """
     weight, scale = _share(trainer, pl_module, batch), _scale(trainer)
     module = pl_module.get_submodule(layer)
 
     def evaluate(moved: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """The loss, its gradient, and the X where they were taken; no X: where the network puts it."""
+        """The loss, its gradient, and the X at which they were taken; without ``moved`` that of the network."""
         with untouched(pl_module), trainer.precision_plugin.forward_context(), torch.no_grad():
-            if hasattr(pl_module, "seed_step"):  # the random numbers of the step that begins
-                pl_module.seed_step(trainer.fit_loop.epoch_loop.batch_idx)
+            if hasattr(pl_module, "seed_step"):
+                pl_module.seed_step(trainer.fit_loop.epoch_loop.batch_idx)  # draw the numbers of the coming step
             X, loss = _loss_from(pl_module, batch, module, place, moved)
             if X is None:
                 raise ValueError(f"the network does not use its layer {layer}: choose another one")
-            if loss is None:
-                return X.new_tensor(torch.nan), torch.full_like(X, torch.nan), X
             (gradient,) = torch.autograd.grad(loss * (weight * scale), X)
             return loss.detach() * weight, gradient / scale, X.detach()
 
@@ -87,17 +88,17 @@ def along_gradient(
 
 def _loss_from(
     pl_module: pl.LightningModule, batch: Any, module: nn.Module, place: Place, moved: Tensor | None
-) -> tuple[Tensor | None, Tensor | None]:
+) -> tuple[Tensor | None, Tensor]:
     """X as a leaf and the loss as a function of it; the part of the network before X keeps nothing for a gradient."""
     leaf: Tensor | None = None
 
     def replace(value: Any) -> Tensor:
         nonlocal leaf
         if not isinstance(value, Tensor):
-            raise ValueError(f"the {place} of {type(module).__name__} is no tensor: choose another layer")
+            raise ValueError(f"the {place} of {type(module).__name__} is not a tensor: choose another layer")
         X = value if moved is None else moved
         leaf = X.detach().to(torch.promote_types(X.dtype, torch.float32)).requires_grad_()
-        torch.set_grad_enabled(True)  # from here on; the caller's no_grad ends it
+        torch.set_grad_enabled(True)  # from here on; the no_grad of the caller ends it
         return leaf.clone()  # an activation may work in place, which a leaf does not allow
 
     if place == "input":
@@ -105,43 +106,15 @@ def _loss_from(
     else:
         handle = module.register_forward_hook(lambda _, inputs, output: replace(output))
     try:
-        loss = pl_module.loss(batch)[0]
-    except FloatingPointError:  # a layer refuses values that are not finite: the step was too long for this network
-        loss = None
+        loss = loss_of(pl_module, batch)
     finally:
         handle.remove()
     return leaf, loss
 
 
-@contextmanager
-def untouched(pl_module: pl.LightningModule) -> Iterator[None]:
-    """Leave behind the buffers, counters and attributes of all layers and the random state as they were found.
-
-    Buffers are the statistics of batch norm, for example; counters and attributes are what a spectral layer offers
-    (`counts`, `spectrum`). For the time being no spectrum is asked for beyond what the layers need themselves.
-    """
-    modules = list(pl_module.modules())
-    attributes = [(module, dict(vars(module))) for module in modules]
-    buffers = [(m, name, value, value.clone()) for m in modules for name, value in m.named_buffers(recurse=False)]
-    for module in modules:
-        if hasattr(module, "spectrum_wanted"):
-            module.counts, module.spectrum_wanted = copy.copy(module.counts), False
-    devices = [] if pl_module.device.type == "cpu" else [pl_module.device]
-    try:
-        with torch.random.fork_rng(devices, device_type=pl_module.device.type):
-            yield
-    finally:
-        with torch.no_grad():
-            for module, name, value, stored in buffers:
-                setattr(module, name, value.copy_(stored))
-        for module, found in attributes:
-            vars(module).clear()
-            vars(module).update(found)
-
-
 def _share(trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any) -> Tensor:
-    """What part of the batch of all processes is here."""
-    size = torch.tensor(float(len(batch[1])), device=pl_module.device)
+    """The part of the batch of all processes that this process has."""
+    size = torch.tensor(float(extract_batch_size(batch)), device=pl_module.device)
     return size / trainer.strategy.reduce(size.clone(), reduce_op="sum")
 
 
@@ -156,23 +129,24 @@ def _square(x: Tensor) -> Tensor:
 
 
 def is_due(trainer: pl.Trainer, batch_index: int, every_n_steps: int) -> bool:
-    """Whether an optimizer step begins whose number is a multiple; with accumulation its first batch counts."""
+    """Whether a step of the optimizer begins whose number is a multiple; with accumulation its first batch counts."""
     return trainer.global_step % every_n_steps == 0 and batch_index % trainer.accumulate_grad_batches == 0
 
 
 def log(trainer: pl.Trainer, values: dict[str, Tensor]) -> None:
-    """Log numbers that are the same on every process, at the step that begins, whatever ``log_every_n_steps`` says."""
+    """Log numbers that are the same on every process, at the step that begins, regardless of ``log_every_n_steps``."""
     numbers = {name: value.item() for name, value in values.items()}
-    trainer.callback_metrics.update({name: torch.tensor(value) for name, value in numbers.items()})
+    for name, number in numbers.items():
+        trainer.callback_metrics[name] = torch.tensor(number)
     for logger in trainer.loggers:
         logger.log_metrics(numbers, step=trainer.global_step)
 
 
 def check_steps(callback: str, every_n_steps: int, lengths: Sequence[float]) -> None:
-    """Fail for numbers that mean nothing.
+    """Check the numbers that a callback was given.
 
     Raises:
-        ValueError: for a period or step length that is not positive, and for no step length at all.
+        ValueError: for a period or step length that is not positive, and without any step length.
     """
     if every_n_steps < 1:
         raise ValueError(f"{callback}: every_n_steps must be at least 1, got {every_n_steps}")
@@ -181,14 +155,16 @@ def check_steps(callback: str, every_n_steps: int, lengths: Sequence[float]) -> 
 
 
 def check_module(callback: str, pl_module: pl.LightningModule, layer: str) -> None:
-    """Fail before the training for a model that cannot be measured.
+    """Check before the training that a model can be measured.
 
     Raises:
         ValueError: for a model without ``loss(batch)``, which computes the loss without logging it, or without the
             layer.
     """
-    if not callable(getattr(pl_module, "loss", None)):
-        raise ValueError(f"{callback}: {type(pl_module).__name__} has no method loss(batch) as Classifier has")
+    if not has_loss(pl_module):
+        raise ValueError(
+            f"{callback}: {type(pl_module).__name__} has no method loss(batch), which returns the mean loss of a batch"
+        )
     if layer not in dict(pl_module.named_modules()):
         names = ", ".join(name for name, _ in pl_module.named_children())
         raise ValueError(f"{callback}: the model has no layer {layer!r}: choose a name within {names}")

@@ -1,4 +1,4 @@
-"""How smooth the gradient is that a layer passes on: the effective beta-smoothness."""
+"""The smoothness of the gradient at a layer: the effective beta-smoothness."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from callbacks import _probe as probe
+from . import _probe as probe
 
 
 class GradientSmoothness(pl.Callback):
@@ -20,26 +20,29 @@ class GradientSmoothness(pl.Callback):
     gradient near X. A smaller beta is a smoother gradient: the gradient holds for a longer step. This is the quantity
     of Song et al., ICCV 2021, fig. 2 and 4 (right), after Santurkar et al., NeurIPS 2018, sec. 3 and fig. 4 (c), who
     give it in words. The papers name no step lengths; the default spans the interval of Wang et al., CVPR 2020,
-    supplement, sec. A, for ResNet-18. Values can be compared at equal step lengths, batch size and backbone: the mean
-    over a batch makes every gradient, and with it beta, smaller by the batch size, and where a ReLU follows on X, its
-    kinks make the quotient larger the shorter the step.
+    supplement, sec. A, for ResNet-18. Compare values only at equal step lengths, batch size and backbone: the mean over
+    a batch makes every gradient, and with it beta, smaller by the batch size, and if a ReLU follows X, its kinks make
+    the quotient larger the shorter the step.
 
-    By default X is what the covariance is taken of, behind the 1x1 reduction of the pooling where there is one, so that
-    beta is that of the meta-layer and the classifier. Rounding adds up to the precision of the network over eta: about
-    1e-7 / eta in float32, 1e-2 / eta in bf16.
+    By default X is the features of which the covariance is taken, after the 1x1 reduction of the pooling if there is
+    one, so that beta is that of the meta-layer and the classifier. Rounding adds up to the precision of the network
+    over eta: about 1e-7 / eta in float32, 1e-2 / eta in bf16.
 
-    It is evaluated before the step, at the training batch, and does not touch the training: parameters, gradients,
-    buffers, counters and random numbers stay as they are, bit by bit (`callbacks._probe`). It costs one pass through
-    the network for each step length and one more. With several processes it is the value of the whole batch.
+    It is evaluated before the step, at the training batch, and does not change the training: parameters, gradients,
+    buffers, counters and random numbers stay as they are, bit by bit. It costs one pass through the network for each
+    step length and one more. With several processes it is the value of the whole batch.
+
+    The LightningModule must have a method ``loss(batch)``, which returns the mean loss and logs nothing, and a module
+    ``pooling`` unless ``layer`` is given.
 
     Args:
         every_n_steps: optimizer steps between two measurements.
         step_lengths: the multiples eta of the gradient.
-        layer: name of the layer whose input is moved, such as backbone.bn1; null: what the pooling takes the
-            covariance of, or the average.
+        layer: name of the layer whose input is moved, such as backbone.bn1; null: the features of which the pooling
+            takes the covariance or the average.
 
     Raises:
-        ValueError: for numbers that are not positive, and at the start for a layer that the network does not have.
+        ValueError: for numbers that are not positive, and at the start for a model without the layer or the method.
     """
 
     def __init__(
@@ -53,10 +56,10 @@ class GradientSmoothness(pl.Callback):
         self._place: tuple[str, probe.Place] = ("pooling", "input")
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        reduced = getattr(getattr(pl_module, "pooling", None), "reduction", None) is not None
+        pooling = getattr(pl_module, "pooling", None)
         if self.layer is not None:
             self._place = (self.layer, "input")
-        elif reduced:
+        elif getattr(pooling, "reduction", None) is not None:
             self._place = ("pooling.reduction", "output")
         probe.check_module("GradientSmoothness", pl_module, self._place[0])
 

@@ -1,4 +1,4 @@
-"""How the loss and its gradient vary along the gradient: the optimisation landscape of a network."""
+"""The variation of the loss and of its gradient along the gradient: the optimisation landscape of a network."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
-from callbacks import _probe as probe
+from . import _probe as probe
 
 PUBLISHED = {"mobilenet_v2": (1000, 0.045, 1.5), "resnet18": (500, 0.1, 75.0)}
 """Steps between two measurements, smallest and largest step length (Wang et al., CVPR 2020, supplement A)."""
@@ -22,14 +22,17 @@ class LossLandscape(pl.Callback):
 
     with X ``(B, C, H, W)`` the output of the first convolution, L the loss of the training batch, g = dL/dX, and eta
     evenly spaced between the smallest and the largest step length. A1 is the Lipschitzness of the loss, A2 how well
-    the gradient predicts the one a step ahead; narrow, low bands are a smooth landscape (Wang et al., CVPR 2020,
+    the gradient predicts the one a step ahead; a smooth landscape has narrow, low bands (Wang et al., CVPR 2020,
     supplement, sec. A, eq. (A1)-(A2), after Santurkar et al., NeurIPS 2018). The sign is that of the equations: the
     move climbs. "Uniformly sampled" is taken as evenly spaced, which needs no random numbers.
 
-    It is evaluated before the step, at the training batch, and does not touch the training: parameters, gradients,
-    buffers, counters and random numbers stay as they are, bit by bit (`callbacks._probe`). It costs ``points + 1``
-    passes through the network. With several processes it is the range for the whole batch; a step length at which the
-    network overflows makes the range NaN.
+    It is evaluated before the step, at the training batch, and does not change the training: parameters, gradients,
+    buffers, counters and random numbers stay as they are, bit by bit. It costs ``points + 1`` passes through the
+    network. With several processes it is the range for the whole batch; a step length at which the network overflows
+    makes the range NaN.
+
+    The LightningModule must have a method ``loss(batch)``, which returns the mean loss and logs nothing, and a module
+    ``backbone`` with a convolution.
 
     Args:
         every_n_steps: optimizer steps between two measurements; null: 1000 for MobileNetV2, 500 for all others.
@@ -39,7 +42,7 @@ class LossLandscape(pl.Callback):
 
     Raises:
         ValueError: for numbers that are not positive or in the wrong order, and at the start for a model without
-            ``backbone`` or a backbone without a convolution.
+            the method or the convolution.
     """
 
     def __init__(
@@ -56,10 +59,13 @@ class LossLandscape(pl.Callback):
         self._set_defaults("resnet18")
 
     def _set_defaults(self, backbone: str | None) -> None:
-        every, smallest, largest = PUBLISHED.get(backbone or "", PUBLISHED["resnet18"])
-        self.period = every if self.every_n_steps is None else self.every_n_steps
-        smallest = smallest if self.smallest is None else self.smallest
-        largest = largest if self.largest is None else self.largest
+        self.period, smallest, largest = PUBLISHED.get(backbone or "", PUBLISHED["resnet18"])
+        if self.every_n_steps is not None:
+            self.period = self.every_n_steps
+        if self.smallest is not None:
+            smallest = self.smallest
+        if self.largest is not None:
+            largest = self.largest
         if not smallest <= largest:
             raise ValueError(f"LossLandscape: smallest {smallest} lies above largest {largest}")
         self.step_lengths = torch.linspace(smallest, largest, self.points, dtype=torch.float64).tolist()
@@ -67,9 +73,7 @@ class LossLandscape(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         backbone = getattr(pl_module, "backbone", None)
-        modules = backbone.named_modules() if isinstance(backbone, nn.Module) else ()
-        convolutions = (name for name, module in modules if isinstance(module, nn.Conv2d))
-        first = next(convolutions, None)
+        first = _first_convolution(backbone) if isinstance(backbone, nn.Module) else None
         if first is None:
             raise ValueError("LossLandscape needs a model whose `backbone` holds a Conv2d, the first of which it moves")
         self.layer = f"backbone.{first}" if first else "backbone"
@@ -91,3 +95,8 @@ class LossLandscape(pl.Callback):
                 "landscape/gradient_max": found.gradient_changes.max(),
             },
         )
+
+
+def _first_convolution(module: nn.Module) -> str | None:
+    """The name of the first convolution inside a module, empty for the module itself."""
+    return next((name for name, child in module.named_modules() if isinstance(child, nn.Conv2d)), None)

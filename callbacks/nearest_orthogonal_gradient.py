@@ -9,20 +9,22 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from callbacks._pre_svd_treatment import PreSVDTreatment
+from ._pre_svd_treatment import PreSVDTreatment
 
 
 class NearestOrthogonalGradient(PreSVDTreatment):
     """Replaces the gradient of the pre-SVD layer's weight by the nearest orthogonal matrix (ECCV 2022, eq. 14-17).
 
-    See `nearest_orthogonal` for the formula and `PreSVDTreatment` for the time and the parameter. What follows in the
-    step sees the new gradient: `OptimalLearningRate`, then Lightning's clipping, then weight decay and momentum of the
+    See `nearest_orthogonal` for the formula and `PreSVDTreatment` for the time and the parameter. The rest of the step
+    sees the new gradient: `OptimalLearningRate`, then Lightning's clipping, then weight decay and momentum of the
     optimizer. Clipping by the norm of all gradients scales the orthogonal gradient by the same factor as the others,
     so its singular values stay equal to each other, but not to one. A gradient that is zero or not finite is left as
-    it is, and counted (fp16: the scaler then skips the step).
+    it is, and counted (in fp16 the scaler then skips the step).
 
     Logs ``nog/left_alone``, the number of gradients left as they were so far, and ``nog/gradient_norm``, the norm of
-    the gradient before; that of the nearest orthogonal one is sqrt(min(C_out, C_in k k)).
+    the original gradient; that of the nearest orthogonal one is sqrt(min(C_out, C_in k k)).
+
+    The LightningModule must have a property ``pre_svd_layer``, the module whose gradient is replaced.
 
     Raises:
         ValueError: as `PreSVDTreatment`.
@@ -42,7 +44,7 @@ class NearestOrthogonalGradient(PreSVDTreatment):
             return
         R, norm, usable = nearest_orthogonal(gradient.flatten(1))
         gradient.copy_(R.view_as(gradient))
-        # on the device: reading a number back would wait for it
+        # Kept on the device: reading the number back would wait for it.
         self.left_alone = self.left_alone.to(norm.device) + ~usable
         pl_module.log("nog/left_alone", self.left_alone)
         pl_module.log("nog/gradient_norm", norm.float())
@@ -58,22 +60,22 @@ def nearest_orthogonal(G: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """``R = U V^T`` of ``G = U S V^T``: the minimiser of ``||G - R||_F`` with orthonormal rows (or columns).
 
     That is ``G (G^T G)^(-1/2)``, the orthogonal factor of the polar decomposition. The singular vectors, which are the
-    directions of the descent, stay; the singular values become one. Only where G is of lower rank, to the round-off of
-    float64, is there no such matrix that G alone determines: those directions stay zero.
+    directions of the descent, stay; the singular values become one. If G is rank-deficient, to the round-off of
+    float64, it does not determine that matrix in all directions; the others stay zero.
 
-    The singular value decomposition is made in float64: in float32 its error grows to 1e-2 at a condition number of
-    1e6. Iterations of products alone (Newton-Schulz with minimax coefficients, 28 steps) reach the same accuracy, and
-    took 4 times as long on a CPU for the 64 x 27 kernel of a 3x3 stem: 0.35 ms against 0.09 ms.
+    The singular value decomposition runs in float64: in float32 its error grows to 1e-2 at a condition number of 1e6.
+    Iterations of products alone (Newton-Schulz with minimax coefficients, 28 steps) reach the same accuracy, and took 4
+    times as long on a CPU for the 64 x 27 kernel of a 3x3 stem: 0.35 ms against 0.09 ms.
 
     Args:
         G: ``(m, n)``.
 
     Returns:
-        R ``(m, n)``, the norm of G, and whether G is finite and nonzero; where it is not, R is G itself.
+        R ``(m, n)``, the norm of G, and whether G is finite and nonzero; if it is not, R is G itself.
     """
     norm = torch.linalg.vector_norm(G, dtype=torch.float64)
     usable = norm.isfinite() & (norm > 0)
-    # decompositions of anything else raise an error; a scaled one can neither overflow nor underflow
+    # The decomposition of a non-finite matrix raises an error; a scaled one can neither overflow nor underflow.
     U, S, Vh = torch.linalg.svd(torch.where(usable, G.double() / norm, 0), full_matrices=False)
     zero = max(G.shape) * torch.finfo(S.dtype).eps * S[0]
     R = (U * S.gt(zero)) @ Vh

@@ -9,25 +9,27 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from app.layers import treatment_of
-from callbacks._pre_svd_treatment import PreSVDTreatment
+from ._library import treatment_of
+from ._pre_svd_treatment import PreSVDTreatment
 
 
 class OrthogonalLoss(PreSVDTreatment):
     """Adds ``coefficient ||W W^T - I||_F`` to the objective (Song et al., ECCV 2022, eq. 12).
 
     W is the kernel of the pre-SVD layer as a matrix ``(C_out, C_in k k)``. With more rows than columns the norm cannot
-    vanish, and is smallest where the columns are orthonormal. The gradient of the term is added to that of the loss
-    once before every step of the optimizer, so that it is exact under accumulation, loss scaling and several processes;
-    ``train/loss`` stays the loss of the classification. `NearestOrthogonalGradient` then takes the sum of both.
+    vanish; it is smallest if the columns are orthonormal. The gradient of the term is added to that of the loss once
+    before every step of the optimizer, so that it is exact under accumulation, loss scaling and several processes;
+    ``train/loss`` remains the loss of the classification. `NearestOrthogonalGradient` then takes the sum of both.
 
     Logs ``orthogonal_loss/value``, the norm without its coefficient.
+
+    The LightningModule must have a property ``pre_svd_layer``, the module whose weight is regularised.
 
     Args:
         coefficient: weight of the term; the paper does not name its own.
 
     Raises:
-        ValueError: for a coefficient that is not positive, for weights under a treatment already, and as
+        ValueError: for a coefficient that is not positive, if the weight already has another treatment, and as
             `PreSVDTreatment`.
     """
 
@@ -40,8 +42,12 @@ class OrthogonalLoss(PreSVDTreatment):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
+        if stage != "fit":
+            return
         layer = self.layer(pl_module)
-        if stage == "fit" and layer is not None and (treatment := treatment_of(layer)) is not None:
+        assert layer is not None
+        treatment = treatment_of(layer)
+        if treatment is not None:
             raise ValueError(
                 f"OrthogonalLoss and weight_treatment {treatment} treat the same weight: choose one of them"
             )
@@ -60,7 +66,7 @@ class OrthogonalLoss(PreSVDTreatment):
 def orthogonal_loss(W: Tensor) -> tuple[Tensor, Tensor]:
     """``||W W^T - I||_F`` of a matrix ``(m, n)`` and its gradient ``2 (W W^T - I) W / ||W W^T - I||_F``.
 
-    The gradient is zero where W W^T = I, which is a minimum without a derivative.
+    At W W^T = I, a minimum without a derivative, the gradient is set to zero.
     """
     R = W @ W.mT
     R.diagonal().sub_(1)

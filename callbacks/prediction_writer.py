@@ -1,66 +1,152 @@
-"""Writes what `predict` finds to a CSV file."""
+"""Writing the predictions of a run to a CSV file."""
 
 from __future__ import annotations
 
 import csv
+import itertools
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch.distributed
+from pytorch_lightning.callbacks import BasePredictionWriter
+from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
+COLUMNS = ("file", "class", "probability", "top5")
+BEST = 5
+"""Classes in the column ``top5``."""
 
-class PredictionWriter(pl.Callback):
-    """Collects the predictions of all processes and writes one CSV: file, class, probability, top 5.
+
+class Row(NamedTuple):
+    """A row of the CSV file; ``file`` is an index in the data set if the predictions name no files."""
+
+    file: str | int
+    name: str
+    probability: float
+    best: str
+
+
+class PredictionWriter(BasePredictionWriter):
+    """Collects the predictions of all processes and writes one CSV file: file, class, probability, top 5.
+
+    The LightningModule may predict a dictionary with ``probabilities`` ``(B, K)``, and with ``files`` and ``errors``
+    (pairs of a file and the reason why it could not be read) if it has them; or a tensor ``(B, K)`` of probabilities or
+    logits. Other predictions are not written, with a warning. The names of the classes are the data module's
+    ``class_names``; without them the classes are numbers.
+
+    The file is written beside its destination and then put in place, so that an older file is never lost to an error.
 
     Args:
-        output: the CSV file; it is replaced.
+        output: the CSV file; an existing one is replaced.
 
     Attributes:
+        rows: the rows of the file; on the first process, those of all processes.
         unreadable: the files that could not be read, with the reason.
+        written: whether there were predictions that could be written.
+
+    Raises:
+        OSError: before the first batch, if the file cannot be created; at the end, if it cannot be written.
+        ValueError: if ``output`` is a folder.
     """
 
     def __init__(self, output: str = "predictions.csv") -> None:
+        super().__init__(write_interval="batch_and_epoch")
         self.output = Path(output)
-        self.rows: list[tuple[str, str, float, str]] = []
+        self.rows: list[Row] = []
         self.unreadable: list[tuple[str, str]] = []
+        self.written = False
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        # fail before the work, not after it
-        if stage == "predict" and not self.output.absolute().parent.is_dir():
+        if stage != "predict":
+            return
+        super().setup(trainer, pl_module, stage)
+        # Fail before the work, not after it.
+        folder = self.output.absolute().parent
+        if not folder.is_dir():
             raise FileNotFoundError(f"predictions.output {self.output}: its folder does not exist")
-        if stage == "predict" and self.output.is_dir():
+        if self.output.is_dir():
             raise ValueError(f"predictions.output {self.output} is a folder: give a file")
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(f"predictions.output {self.output}: its folder is not writable")
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.rows, self.unreadable = [], []
+        self.rows, self.unreadable, self.written = [], [], True
 
-    def on_predict_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, *args: Any, **kwargs: Any
+    def write_on_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, prediction: Any, batch_indices: Any, *_: Any
     ) -> None:
-        names: list[str] = trainer.datamodule.class_names  # type: ignore[attr-defined]
-        self.unreadable += outputs["errors"]
-        self.rows += [_row(*pair, names) for pair in zip(outputs["files"], outputs["probabilities"], strict=True)]
+        parts = prediction if isinstance(prediction, Mapping) else {"probabilities": prediction}
+        values = parts.get("probabilities")
+        if not isinstance(values, Tensor) or values.ndim != 2:
+            if self.written:  # once is enough
+                rank_zero_warn(
+                    f"predictions are not written to {self.output}: a {type(prediction).__name__} is neither a tensor "
+                    "(batch, classes) nor a dictionary with such a tensor named probabilities"
+                )
+            self.written = False
+            return
+        self.unreadable += parts.get("errors", [])
+        files: Iterable[str | int] = itertools.count(len(self.rows))
+        if "files" in parts:
+            files = parts["files"]
+        elif batch_indices:  # unknown for a data set without length
+            files = batch_indices
+        names = getattr(trainer.datamodule, "class_names", None)  # type: ignore[attr-defined]
+        for probabilities, file in zip(_as_probabilities(values), files, strict=False):
+            self.rows.append(_row(file, probabilities, names))
 
-    def on_predict_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def write_on_epoch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         if trainer.world_size > 1:
             self.rows = _gather(self.rows)
             self.unreadable = _gather(self.unreadable)
-        if trainer.is_global_zero:
-            with self.output.open("w", newline="", encoding="utf-8") as file:
-                writer = csv.writer(file)
-                writer.writerow(("file", "class", "probability", "top5"))
-                writer.writerows(sorted(self.rows))
+        if trainer.is_global_zero and self.written:
+            self._write()
+
+    def _write(self) -> None:
+        if self.output.exists() and not self.output.is_file():  # a device or a pipe cannot be replaced
+            _write_rows(self.rows, self.output)
+            return
+        output = self.output.resolve()  # a link stays, and its target is replaced
+        part = output.with_name(f"{output.name}.part")
+        try:
+            _write_rows(self.rows, part)
+            part.replace(output)
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            kept = "; the previous file is kept" if output.exists() else ""
+            raise OSError(f"predictions.output {self.output} could not be written: {error.strerror}{kept}") from error
 
 
-def _row(file: str, probabilities: Tensor, names: list[str]) -> tuple[str, str, float, str]:
-    values, indices = probabilities.topk(min(5, len(names)))
-    best = [(names[index], round(value, 6)) for index, value in zip(indices.tolist(), values.tolist(), strict=True)]
-    return file, *best[0], ";".join(f"{name}:{value}" for name, value in best)
+def _write_rows(rows: Iterable[Row], path: Path) -> None:
+    # On Linux a file name may be any bytes. Those that are not UTF-8 are written as they are.
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        writer = csv.writer(file)
+        writer.writerow(COLUMNS)
+        writer.writerows(sorted(rows))
+
+
+def _row(file: str | int, probabilities: Tensor, names: Sequence[str] | None) -> Row:
+    values, indices = probabilities.topk(min(BEST, len(probabilities)))
+    classes = [str(index) if names is None else names[index] for index in indices.tolist()]
+    numbers = [round(value, 6) for value in values.tolist()]
+    best = ";".join(f"{name}:{number}" for name, number in zip(classes, numbers, strict=True))
+    return Row(file, classes[0], numbers[0], best)
+
+
+def _as_probabilities(values: Tensor) -> Tensor:
+    """Logits become probabilities: rows that do not sum to one or have negative entries are taken for logits."""
+    values = values.float()
+    sums = values.sum(-1)
+    if (values >= 0).all() and torch.allclose(sums, torch.ones_like(sums), atol=1e-3):
+        return values
+    return values.softmax(-1)
 
 
 def _gather(items: list[Any]) -> list[Any]:
+    """The different items of all processes, in order: a sampler may give the same image to several processes."""
     parts: list[list[Any]] = [[] for _ in range(torch.distributed.get_world_size())]
     torch.distributed.all_gather_object(parts, items)
-    return sorted({item for part in parts for item in part})
+    return sorted(set().union(*parts))

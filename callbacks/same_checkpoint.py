@@ -8,11 +8,13 @@ import pytorch_lightning as pl
 
 
 class SameCheckpoint(pl.Callback):
-    """Stops a run whose processes go on from different checkpoints.
+    """Stops a run whose processes resume from different checkpoints.
 
-    Each process looks for ``--ckpt_path last`` by itself, as it builds its model from what it finds. Without a common
-    file system, or where a node's view of it lags behind, one would resume and another start anew, and nothing else
-    would tell: they would go on with the weights of the first and their own epochs, layers and optimizer states.
+    Each process looks for ``--ckpt_path last`` by itself, because it builds its model from the checkpoint. Without a
+    common file system, or if a node's view of it lags, one process would resume and another start anew. Nothing else
+    would report it: they would train with the weights of the first and their own epochs, layers and optimizer states.
+
+    Works with every LightningModule.
 
     Raises:
         ValueError: on every process, before the first batch.

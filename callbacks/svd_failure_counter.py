@@ -1,11 +1,12 @@
-"""How often eigendecompositions failed, over all processes and the whole run.
+"""The number of failed eigendecompositions, over all processes and the whole run.
 
 Shapes: L spectral layers of the model, F counts of each.
 """
 
 from __future__ import annotations
 
-from dataclasses import fields
+from collections.abc import Iterable
+from dataclasses import astuple, fields
 from typing import Any
 
 import pytorch_lightning as pl
@@ -13,8 +14,8 @@ import torch
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
-from app.spectral import FailureCounts
-from callbacks._spectral_layers import spectral_layers, suffix
+from ._library import FailureCounts, SpectralLayer, spectral_layers
+from ._tags import suffix
 
 COUNTS = tuple(field.name for field in fields(FailureCounts))
 PARTS = ("training", "validation")
@@ -24,35 +25,38 @@ Totals = dict[str, dict[str, FailureCounts]]
 
 
 class SVDFailureCounter(pl.Callback):
-    """Counts the eigendecompositions that failed: matrices of all processes, since the run began (ECCV 2022, table 5).
+    """Counts failed eigendecompositions: matrices of all processes, since the run began (ECCV 2022, table 5).
 
-    Logs at the end of each epoch, as totals so far and of training only, as the paper's "failure times":
-    ``svd/failures`` (the sum of the next two), ``svd/not_converged``, ``svd/silently_wrong``, ``svd/solved_on_cpu``,
-    ``svd/solved_by_iteration`` (what these are: `app.spectral.FailureCounts`), and ``svd/failures_epoch`` for the epoch
-    alone. ``svd/validation_failures`` counts the decompositions of validation, without the sanity check before
-    training. With more than one spectral layer these are sums over the layers, and each layer has its own tags besides,
-    which end in ``/NAME``. The end of the run says it all in one line.
+    Logs totals at the end of each epoch, of training only, like the paper's "failure times": ``svd/failures`` (the sum
+    of the next two), ``svd/not_converged``, ``svd/silently_wrong``, ``svd/solved_on_cpu``, ``svd/solved_by_iteration``
+    (explained in `FailureCounts`), and ``svd/failures_epoch`` for the epoch alone. ``svd/validation_failures`` counts
+    the decompositions of validation, without the sanity check before training. In a model with several spectral layers
+    these are sums over the layers, and each layer also has its own tags, which end in ``/NAME``. At the end of the run
+    the totals are printed in one line.
 
-    A failure on one process costs no communication when it happens: the processes add up their counts when an epoch of
+    A failure on one process causes no communication when it happens: the processes add up their counts when an epoch of
     training or validation ends, and when a checkpoint is saved, which keeps the totals.
 
-    The same failures give the same totals on any number of processes. Where all decompose the same matrix, as in a
-    decorrelated batch norm with ``synchronised`` statistics, it is counted once, and so are the batches that all share:
-    in place of the sum stands the largest count of any process. Only ``silently_wrong``, a part of the failures,
-    depends on the processes: each checks a sample of its own matrices.
+    The same failures give the same totals on any number of processes. A matrix that all processes decompose, as in a
+    decorrelated batch norm with ``synchronised`` statistics, is counted once, and so are the batches that all share:
+    there the total is the largest count of any process, not the sum. Only ``silently_wrong``, a part of the failures,
+    depends on the number of processes: each checks a sample of its own matrices.
+
+    Works with every LightningModule; it reads the counts of the `SpectralLayer` modules in it.
     """
 
     def __init__(self) -> None:
         self.totals: Totals = {part: {} for part in PARTS}
         self._before_epoch: dict[str, FailureCounts] = {}
-        self._layers: dict[str, Any] = {}
-        self._mark = self._pending = torch.zeros(0)
+        self._layers: dict[str, SpectralLayer] = {}
+        self._mark = torch.zeros(0)  # the layers' own counts when they were last read, (L, F)
+        self._pending = torch.zeros(0)  # counts of this process that are not in the totals yet, (2, L, F)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # what is known of an earlier run holds only where that run is gone on with
+        # The totals of an earlier run count only if that run is resumed.
         if trainer.ckpt_path is None and trainer.current_epoch == 0:
             self.totals = {part: {} for part in PARTS}
-        self._layers = {}  # the sanity check is not counted
+        self._layers = {}  # so that the sanity check is not counted
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._layers = spectral_layers(pl_module)
@@ -106,18 +110,17 @@ class SVDFailureCounter(pl.Callback):
         }
 
     def _now(self) -> Tensor:
-        """What the layers of this process have counted since they were built, ``(L, F)``."""
-        rows = [[getattr(layer.counts, name) for name in COUNTS] for layer in self._layers.values()]
-        return torch.tensor(rows, dtype=torch.long)
+        """The counts of the layers of this process since they were built, ``(L, F)``."""
+        return torch.tensor([astuple(layer.counts) for layer in self._layers.values()], dtype=torch.long)
 
     def _count(self, part: str) -> None:
-        """Put down what has happened since the last call."""
+        """Attribute what happened since the last call to a part of the run."""
         now = self._now()
         self._pending[PARTS.index(part)] += now - self._mark
         self._mark = now
 
     def _add_up(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Add what all processes have put down to the totals."""
+        """Add the pending counts of all processes to the totals."""
         gathered = trainer.strategy.all_gather(self._pending.to(pl_module.device))
         of_processes = gathered.reshape(-1, *self._pending.shape).cpu()
         self._pending = torch.zeros_like(self._pending)
@@ -128,19 +131,20 @@ class SVDFailureCounter(pl.Callback):
 
     def _shared(self) -> Tensor:
         """Mask ``(L, F)`` of the counts that all processes have of the same batches or matrices."""
-        same_matrices = [[getattr(layer, "synchronised", False)] for layer in self._layers.values()]
-        return torch.tensor(same_matrices) | torch.tensor([name == "calls" for name in COUNTS])
+        same_matrices = torch.tensor([getattr(layer, "synchronised", False) for layer in self._layers.values()])
+        same_batches = torch.tensor([name == "calls" for name in COUNTS])
+        return same_matrices[:, None] | same_batches
 
     def _metrics(self) -> dict[str, int]:
         training, validation = (self.totals[part] for part in PARTS)
         metrics = _tags("", _sum(training.values()), _sum(validation.values()), _sum(self._before_epoch.values()))
-        for name in self._layers if len(self._layers) > 1 else ():
-            metrics |= _tags(suffix(name, self._layers), training[name], validation[name], self._before_epoch[name])
+        if len(self._layers) > 1:
+            for name in self._layers:
+                metrics |= _tags(suffix(name, self._layers), training[name], validation[name], self._before_epoch[name])
         return metrics
 
     def _summary(self) -> str:
         training, validation = (_sum(self.totals[part].values()) for part in PARTS)
-        layers = [f"{name} {counts.failures}" for name, counts in self.totals["training"].items()]
         parts = [
             f"eigendecompositions that failed in training: {training.failures}",
             f"{training.not_converged} not converged, {training.silently_wrong} silently wrong",
@@ -148,12 +152,15 @@ class SVDFailureCounter(pl.Callback):
             f"{training.calls} batches decomposed, of all processes",
             f"in validation: {validation.failures}",
         ]
-        return "; ".join(parts + ([f"by layer: {', '.join(layers)}"] if len(layers) > 1 else []))
+        if len(self._layers) > 1:
+            layers = [f"{name} {counts.failures}" for name, counts in self.totals["training"].items()]
+            parts.append(f"by layer: {', '.join(layers)}")
+        return "; ".join(parts)
 
 
-def _sum(counts: Any) -> FailureCounts:
-    counts = list(counts)
-    return FailureCounts(**{name: sum(getattr(c, name) for c in counts) for name in COUNTS})
+def _sum(counts: Iterable[FailureCounts]) -> FailureCounts:
+    columns = zip(*map(astuple, counts), strict=True)
+    return FailureCounts(*map(sum, columns))
 
 
 def _tags(end: str, training: FailureCounts, validation: FailureCounts, before: FailureCounts) -> dict[str, int]:

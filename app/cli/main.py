@@ -24,6 +24,7 @@ import callbacks
 import datamodules  # noqa: F401
 from app.cli.checkpoint_io import AtomicCheckpointIO
 from app.cli.hyperparameters import foreign, read_run, take_architecture, take_hyperparameters
+from app.cli.lightning_compat import LoopCounters
 from app.cli.processes import leave_process_group
 from app.cli.run_folder import (
     find_checkpoint,
@@ -53,6 +54,15 @@ PATIENCE = 5.0
 
 UNREADABLE_IMAGES = 3
 """Exit status of a prediction that went through, but could not read some of the images."""
+
+ALWAYS: tuple[type[pl.Callback], ...] = (
+    callbacks.SameCheckpoint,
+    callbacks.StopOnSignal,
+    callbacks.FiniteEvaluation,
+    callbacks.FiniteCheckpoints,
+    LoopCounters,
+)
+"""Callbacks of every run that have no options."""
 
 
 class Parser(LightningArgumentParser):
@@ -117,7 +127,7 @@ class CLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         options = self.config[self.subcommand]
         if not options["trainer.logger"]:  # Lightning refuses the learning-rate monitor without one
-            self.trainer_defaults["callbacks"] = [callbacks.SameCheckpoint()]
+            self.trainer_defaults["callbacks"] = [callback() for callback in ALWAYS]
         self.save_config_kwargs = {"overwrite": True}  # a requeued job starts in the folder of its run
         if self.subcommand == "fit":
             return
@@ -186,7 +196,8 @@ class CLI(LightningCLI):
         if self.trainer.is_global_zero:
             for file, error in writer.unreadable:
                 print(f"unreadable, skipped: {file}: {error}", file=sys.stderr)
-            print(f"{len(writer.rows)} images predicted, {len(writer.unreadable)} unreadable: {writer.output}")
+            if writer.written:
+                print(f"{len(writer.rows)} images predicted, {len(writer.unreadable)} unreadable: {writer.output}")
         if writer.unreadable:
             sys.exit(UNREADABLE_IMAGES)
 
@@ -206,7 +217,7 @@ def main(cli: type[CLI] = CLI) -> None:
                     "class_path": "TensorBoardLogger",
                     "init_args": {"save_dir": "runs", "name": "run", "default_hp_metric": False},
                 },
-                "callbacks": [LearningRateMonitor(), callbacks.SameCheckpoint()],
+                "callbacks": [LearningRateMonitor(), *(callback() for callback in ALWAYS)],
             },
             seed_everything_default=0,
             parser_class=Parser,
@@ -217,8 +228,7 @@ def main(cli: type[CLI] = CLI) -> None:
         print("stopped by SIGTERM before the training began", file=sys.stderr)
         sys.exit(128 + signal.SIGTERM)
     except callbacks.StoppedBySignal as stop:
-        name = signal.Signals(stop.number).name
-        rank_zero_info(f"stopped by {name}: --ckpt_path last goes on where the run was saved")
+        rank_zero_info(f"stopped by {stop.signal.name}: --ckpt_path last goes on where the run was saved")
         leave_process_group()
         raise
     except KeyboardInterrupt:

@@ -8,7 +8,7 @@ from torch import nn
 from torch.linalg import LinAlgError
 from torch.utils.data import DataLoader, DistributedSampler, Subset, TensorDataset
 
-from app.layers import GlobalCovariancePooling
+from app.layers import build_pooling
 from app.models.backbones import Backbone
 from app.models.classifier import Classifier
 
@@ -22,7 +22,7 @@ class Plain(Classifier):
         super().__init__(num_classes=3, backbone="compact", meta_layer=meta_layer, meta_options=meta_options, dim=None)
         torch.manual_seed(0)
         self.backbone = Backbone({"0": nn.Conv2d(3, CHANNELS, 3), "1": nn.Tanh()}, CHANNELS)
-        pooling = [GlobalCovariancePooling(CHANNELS, None, meta_layer, meta_options) for _ in range(layers)]
+        pooling = [build_pooling(meta_layer, CHANNELS, None, meta_options) for _ in range(layers)]
         self.pooling = pooling[0] if layers == 1 else Twice(*pooling)
         self.classifier = nn.Linear(self.pooling.out_features, 3)
 

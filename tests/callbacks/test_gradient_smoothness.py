@@ -10,6 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
+from app.layers import spectral_layers
 from app.models.classifier import Classifier
 from callbacks import GradientSmoothness, LossLandscape
 
@@ -91,7 +92,9 @@ def small(meta_layer, dropout=0.3):
     torch.manual_seed(0)
     model = Classifier(6, "compact", meta_layer, dim=8)
     model.backbone.stage2.append(nn.Dropout(dropout))
-    model.pooling.spectrum_wanted = True
+    model.spectra = []
+    for layer in spectral_layers(model).values():
+        layer.observe_spectrum(model.spectra.append)
     nn.utils.parametrizations.spectral_norm(model.backbone.stage3[0])  # its power iteration is a state too
     return model
 
@@ -108,8 +111,8 @@ def test_training_is_the_same_bit_by_bit(meta_layer, precision, tmp_path):
         tensors = [*model.state_dict().values(), *(p.grad for p in model.parameters())]
         tensors += [s["momentum_buffer"] for s in optimizer.values()]
         layer = model.pooling
-        tensors += [torch.get_rng_state(), *([] if layer.spectrum is None else [layer.spectrum])]
-        states.append((tensors, log["train/loss"], copy.copy(layer.counts), layer.spectrum_wanted, set(vars(layer))))
+        tensors += [torch.get_rng_state(), *model.spectra]
+        states.append((tensors, log["train/loss"], copy.copy(getattr(layer, "counts", None)), set(vars(layer))))
     (plain, *rest), (watched, *watched_rest) = states
     assert all(map(torch.equal, plain, watched))
     assert len(plain) == len(watched)
@@ -142,7 +145,7 @@ def test_a_step_too_long_is_reported_and_the_training_goes_on(tmp_path):
         ({"step_lengths": []}, "step lengths must be positive numbers"),
         ({"step_lengths": [1, -1]}, r"step lengths must be positive numbers, at least one, got \[1, -1\]"),
         ({"layer": "head"}, "the model has no layer 'head': choose a name within backbone, pooling, classifier"),
-        ({"layer": "metrics"}, "the network does not use its layer metrics"),
+        ({"layer": "train_metrics"}, "the network does not use its layer train_metrics"),
     ],
 )
 def test_bad_input(arguments, message, tmp_path):

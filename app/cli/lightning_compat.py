@@ -1,0 +1,155 @@
+"""Workarounds for Lightning that the command line needs; those of models and callbacks are beside them.
+
+Each names the version that it is for and the upstream issue. The tests in tests/app/cli/test_lightning_compat.py fail
+once Lightning is mended, and the workaround can go.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch.distributed
+from lightning_fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
+from pytorch_lightning.plugins.environments import SLURMEnvironment
+
+PATIENCE = 5.0
+"""Seconds that the processes of a failed run have to print their own error and end."""
+
+UNFOUNDED_WARNINGS = (
+    # Lightning 2.6 with torch >= 2.12: its own use of a deprecated name of torch
+    # (https://github.com/Lightning-AI/pytorch-lightning/issues/21326).
+    ".*LeafSpec.*",
+    # Advice that does not hold for data in memory; no issue found.
+    ".*does not have many workers.*",
+    # Our sampler resumes mid-epoch, which Lightning 2.6 only believes of loaders that keep the position themselves
+    # (https://github.com/Lightning-AI/pytorch-lightning/issues/18780).
+    ".*your dataloader is not resumable.*",
+)
+"""Texts of warnings of Lightning that do not apply to this program."""
+
+
+def ignore_unfounded_warnings() -> None:
+    """Keep `UNFOUNDED_WARNINGS` from the user."""
+    for text in UNFOUNDED_WARNINGS:
+        warnings.filterwarnings("ignore", message=text)
+
+
+def interrupted_by_user(error: BaseException) -> bool:
+    """Return whether Ctrl+C ended the run.
+
+    Lightning 2.6 ends the program with exit status 1 in place of raising the `KeyboardInterrupt` to the caller
+    (https://github.com/Lightning-AI/pytorch-lightning/pull/19976), which is then the context of the `SystemExit`.
+    """
+    context: BaseException | None = error
+    while context is not None:
+        if isinstance(context, KeyboardInterrupt):
+            return True
+        context = context.__context__
+    return False
+
+
+def end_child_processes(trainer: pl.Trainer) -> None:
+    """Let the processes that this one started print what went wrong, and end those that hang.
+
+    Lightning 2.6 watches the processes in a thread. Once one of them has ended with an error it kills this process,
+    which then ends with SIGKILL in place of an error of one line and exit status 1
+    (https://github.com/Lightning-AI/pytorch-lightning/issues/16285). The thread ends when it has none left to watch.
+    """
+    for thread in threading.enumerate():
+        if isinstance(thread, _ChildProcessObserver):
+            thread._child_processes = []
+    for process in getattr(trainer.strategy.launcher, "procs", []):
+        try:
+            process.wait(timeout=PATIENCE)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def leave_process_group() -> None:
+    """End the communication of a run that went well.
+
+    Lightning 2.6 does so for NCCL only (https://github.com/Lightning-AI/pytorch-lightning/pull/19931). A process that
+    ends while the threads of gloo are alive may be aborted on its way out
+    (https://github.com/pytorch/pytorch/issues/109478), which torchrun and SLURM take for a failed run.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def allocation_without_srun() -> bool:
+    """Return whether the trainer cannot be made because a SLURM allocation is used without ``srun``.
+
+    Lightning 2.6 takes such an allocation for a job step, and fails with the name of an environment variable or of a
+    SLURM option (https://github.com/Lightning-AI/pytorch-lightning/issues/19762). It cannot be checked before: a single
+    process runs there, and only Lightning knows how many processes ``auto`` devices are.
+    """
+    return SLURMEnvironment.detect() and "SLURM_PROCID" not in os.environ
+
+
+def refuse_checkpoint_of_requeue(options: Any) -> None:
+    """Raise an error if Lightning would load a checkpoint that was not asked for.
+
+    In a SLURM job, Lightning 2.6 resumes from what its own requeue left in the root folder, whichever job and model
+    that is of (https://github.com/Lightning-AI/pytorch-lightning/issues/12369).
+
+    Raises:
+        ValueError: if there is such a file.
+    """
+    left = sorted(Path(options["trainer"].get("default_root_dir") or ".").glob("hpc_ckpt_*.ckpt"))
+    if left and SLURMEnvironment.detect():
+        raise ValueError(f"{left[0]} would be loaded, wherever it is from: move it away, or resume with --ckpt_path")
+
+
+class LoopCounters(pl.Callback):
+    """Repairs the counters of Lightning's loops when a run is resumed, so that no step is repeated, skipped or made up.
+
+    See `repair_loop_counters` and `begin_epoch_anew`.
+    """
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        repair_loop_counters(checkpoint)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        begin_epoch_anew(trainer)
+
+
+def repair_loop_counters(checkpoint: dict[str, Any]) -> None:
+    """Correct the epoch counters of a checkpoint of a run with ``max_steps`` or ``max_time``.
+
+    Lightning 2.6 saves at the end of an epoch before it counts the epoch as completed. With ``max_steps`` it takes the
+    counters literally, and runs the end of that epoch again
+    (https://github.com/Lightning-AI/pytorch-lightning/issues/19617). An epoch within which ``max_steps`` or
+    ``max_time`` ended the run counts as processed, and a resumed run would skip the rest of it
+    (https://github.com/Lightning-AI/pytorch-lightning/issues/7629).
+    """
+    loop = checkpoint.get("loops", {}).get("fit_loop")
+    if not loop:
+        return
+    epochs = loop["epoch_progress"]
+    if epochs["current"]["processed"] != epochs["current"]["ready"]:
+        return  # saved mid-epoch, with correct counters
+    if loop["epoch_loop.batch_progress"]["is_last_batch"]:
+        for progress in epochs.values():
+            progress["completed"] = progress["processed"]
+    elif epochs["current"]["ready"]:
+        for progress in epochs.values():
+            progress["processed"] -= 1
+
+
+def begin_epoch_anew(trainer: pl.Trainer) -> None:
+    """Begin the first epoch after a checkpoint that was saved between two epochs like the first epoch of a run.
+
+    Lightning 2.6 counts its beginning as one step of the optimizer
+    (https://github.com/Lightning-AI/pytorch-lightning/issues/19403).
+    """
+    epochs = trainer.fit_loop.epoch_progress.current
+    if epochs.ready == epochs.processed:
+        trainer.fit_loop.epoch_loop.restarting = False

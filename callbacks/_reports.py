@@ -1,0 +1,11 @@
+"""Texts that the processes of a run tell each other."""
+
+from __future__ import annotations
+
+import pytorch_lightning as pl
+
+
+def reports_of_ranks(trainer: pl.Trainer, text: str | None) -> list[str]:
+    """The texts of all processes that have one, each with its rank; the same list on every process."""
+    texts = [trainer.strategy.broadcast(text, src=rank) for rank in range(trainer.world_size)]
+    return [f"rank {rank} of {trainer.world_size}, {text}" for rank, text in enumerate(texts) if text]

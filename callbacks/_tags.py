@@ -1,0 +1,10 @@
+"""Tags of quantities that each spectral layer of a model has."""
+
+from __future__ import annotations
+
+from collections.abc import Sized
+
+
+def suffix(layer: str, layers: Sized) -> str:
+    """The end of a layer's tags: its name if the model has several layers, nothing if it has one."""
+    return f"/{layer}" if len(layers) > 1 else ""
