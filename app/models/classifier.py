@@ -297,12 +297,15 @@ class Classifier(pl.LightningModule):
 
         The states of optimizers in checkpoints depend on the order of groups and of parameters.
         """
-        classifier = list(self.classifier.parameters())
-        elsewhere = {id(parameter) for parameter in [*classifier, *self._parameters_apart]}
-        groups: list[dict[str, Any]] = [
-            {"params": [parameter for parameter in self.parameters() if id(parameter) not in elsewhere]},
-            {"params": classifier},
-        ]
+        apart = {id(parameter) for parameter in self._parameters_apart}
+        of_classifier = {id(parameter) for parameter in self.classifier.parameters()}
+        rest, classifier = [], []
+        for parameter in self.parameters():
+            if id(parameter) in of_classifier - apart:
+                classifier.append(parameter)
+            elif id(parameter) not in apart:
+                rest.append(parameter)
+        groups: list[dict[str, Any]] = [{"params": rest}, {"params": classifier}]
         if self.classifier_learning_rate is not None:
             groups[1]["lr"] = self.classifier_learning_rate
         for parameter in self._parameters_apart:
@@ -351,7 +354,7 @@ class Classifier(pl.LightningModule):
 
 def _known_number(num_classes: int | None) -> int:
     if num_classes is None:
-        raise ValueError("num_classes is missing: give the number of classes, which only train.py takes from the data")
+        raise ValueError("num_classes is missing: give the number of classes (train.py takes that of the data)")
     if num_classes < 2:
         raise ValueError(f"num_classes must be at least 2, got {num_classes}")
     return num_classes

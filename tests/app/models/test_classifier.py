@@ -134,3 +134,117 @@ def test_checkpoints_name_the_meta_layer_in_use(tmp_path):
     run.save_checkpoint(tmp_path / "a.ckpt")
     again = Classifier.load_from_checkpoint(tmp_path / "a.ckpt", weights_only=True)
     assert (again.pooling.meta_layer, again.pooling.meta_options) == ("svd-taylor", {"taylor_degree": 7})
+
+
+def test_without_a_number_of_classes():
+    with pytest.raises(ValueError, match=r"num_classes is missing: give the number of classes \(train.py takes"):
+        Classifier(backbone="compact")
+
+
+def test_top_1_and_top_5_do_not_share_a_state(tmp_path):
+    # all right in the first batch, where both accuracies are equal; none of the second among the first ones
+    x = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    model = small(num_classes=10).eval()
+    with torch.no_grad():
+        order = model(x).argsort(-1, descending=True)
+    labels = torch.cat([order[:4, 0], order[4:, 2]])
+    (result,) = trainer(tmp_path).validate(model, DataLoader(TensorDataset(x, labels), batch_size=4), verbose=False)
+    assert (result["val/top1"], result["val/top5"]) == (0.5, 1.0)
+
+
+class Counts(pl.Callback):
+    """Keeps how many images the metrics have counted at the end of each epoch."""
+
+    def __init__(self):
+        self.images = []
+
+    def on_train_epoch_end(self, trainer, module):
+        top1 = module.train_metrics["top1"]
+        self.images.append(int(top1.tp + top1.fn))
+
+
+def test_metrics_of_an_epoch_forget_the_epochs_before(tmp_path):
+    counts = Counts()
+    trainer(tmp_path, max_epochs=2, callbacks=[counts]).fit(small(), loader())
+    assert counts.images == [12, 12]
+
+
+def test_an_optimizer_of_one_group(tmp_path):
+    lbfgs = {"optimizer": lambda params: torch.optim.LBFGS(params, lr=0.1, max_iter=2)}
+    model = small(**lbfgs)
+    before = [p.clone() for p in model.parameters()]
+    trainer(tmp_path, max_steps=1).fit(model, loader())
+    (group,) = model.trainer.optimizers[0].param_groups
+    assert len(group["params"]) == len(before)
+    assert any(not torch.equal(p, q) for p, q in zip(before, model.parameters(), strict=True))
+    with pytest.raises(ValueError, match="LBFGS doesn't support per-parameter options"):
+        small(**lbfgs, classifier_learning_rate=0.5).configure_optimizers()
+
+
+def test_a_wrong_setting_of_the_optimizer_is_its_own_message():
+    with pytest.raises(ValueError, match="Invalid learning rate: -1"):
+        small(optimizer=lambda params: torch.optim.SGD(params, lr=-1)).configure_optimizers()
+
+
+class Noise(pl.Callback):
+    """A callback that the model does not know, with a parameter group and an entry of the training setup."""
+
+    def __init__(self, amount):
+        self.training_setup = {"Noise": amount}
+
+    def setup(self, trainer, pl_module, stage):
+        pl_module.give_own_parameter_group(pl_module.classifier.bias)
+
+
+def test_callbacks_change_groups_and_setup_for_one_fit(tmp_path):
+    run, model = trainer(tmp_path, max_steps=1, callbacks=[Noise("0.1")]), small()
+    run.fit(model, loader())
+    groups = run.optimizers[0].param_groups
+    assert [len(group["params"]) for group in groups[1:]] == [1, 1]
+    assert groups[2]["params"][0] is model.classifier.bias
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    with pytest.raises(ValueError, match=r"Noise: 0.1 in the checkpoint, 0.2 now"):
+        trainer(tmp_path, max_steps=2, callbacks=[Noise("0.2")]).fit(small(), loader(), ckpt_path=tmp_path / "a.ckpt")
+    trainer(tmp_path, max_steps=2, callbacks=[Noise("0.1")]).fit(small(), loader(), ckpt_path=tmp_path / "a.ckpt")
+    assert len(model.configure_optimizers()["optimizer"].param_groups) == 2
+
+
+class Random(pl.Callback):
+    def __init__(self):
+        self.numbers = []
+
+    def on_before_zero_grad(self, trainer, module, optimizer):
+        self.numbers.append(torch.rand(()).item())
+
+
+def numbers(tmp_path, seed, data):
+    callback = Random()
+    pl.seed_everything(seed)
+    trainer(tmp_path, max_epochs=2, callbacks=[callback]).fit(small(), data)
+    return callback.numbers
+
+
+class Seeded(pl.LightningDataModule):
+    seed = 1
+
+    def train_dataloader(self):
+        return loader()
+
+
+def test_random_numbers_of_a_step_depend_on_the_seed_of_the_run(tmp_path):
+    first = numbers(tmp_path, 1, loader())
+    assert len(set(first)) == 6
+    assert numbers(tmp_path, 1, loader()) == first
+    assert numbers(tmp_path, 2, loader()) != first
+    # that of a data module wins: it is restored from a checkpoint
+    assert numbers(tmp_path, 2, Seeded()) == first
+
+
+def test_prediction_of_any_loader():
+    model, images = small().eval(), torch.randn(2, 3, 32, 32)
+    expected = model(images).softmax(-1)
+    for batch in (images, [images, torch.zeros(2)], {"images": images, "files": ["a", "b"], "errors": []}):
+        output = model.predict_step(batch, 0)
+        torch.testing.assert_close(output.pop("probabilities"), expected)
+        assert output == ({"files": ["a", "b"], "errors": []} if isinstance(batch, dict) else {})
+    assert model.predict_step({"images": images[:0], "files": []}, 0)["probabilities"].shape == (0, 6)
