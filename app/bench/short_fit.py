@@ -1,4 +1,4 @@
-"""Short fits of a network on one batch, for benchmarks that compare networks.
+"""Fits that are timed, and short ones of a network on one batch for benchmarks that compare networks.
 
 Shapes: B batch, H x W pixels.
 """
@@ -10,11 +10,13 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import pytorch_lightning as pl
 from torch import Tensor
 
 from app.bench.step_timer import PARTS, StepTimer
+from app.cli.lightning_compat import interrupted_by_user
 
 Batch = tuple[Tensor, Tensor]
 """Images ``(B, 3, H, W)`` and labels ``(B,)``."""
@@ -57,7 +59,7 @@ class ShortFit:
         with quiet():
             trainer = pl.Trainer(
                 accelerator=device.type,
-                devices=1 if device.index is None or device.type == "cpu" else [device.index],
+                devices=1 if device.index is None else [device.index],
                 callbacks=list(self.treatments),
                 max_steps=WARM_UP + 1,
                 profiler=timer,
@@ -66,9 +68,34 @@ class ShortFit:
                 enable_progress_bar=False,
                 enable_model_summary=False,
             )
-            with timer.watching(self.model, self.treatments, device):
-                trainer.fit(self.model, Repeated((self.images, self.labels)))
+            timed_fit(trainer, self.model, timer, self.treatments, Repeated((self.images, self.labels)))
         return [timer.steps[-1][part] for part in PARTS]
+
+
+def timed_fit(
+    trainer: pl.Trainer,
+    model: pl.LightningModule,
+    timer: StepTimer,
+    treatments: Sequence[pl.Callback],
+    data: Any,
+) -> None:
+    """Run ``trainer.fit`` while a timer, which is the trainer's profiler, watches the model.
+
+    Args:
+        trainer: whose profiler is the timer.
+        model: the network.
+        timer: gets the times of the steps.
+        treatments: the callbacks whose time is a part of the step.
+        data: a loader, or a data module.
+    """
+    try:
+        with timer.watching(model, treatments, trainer.strategy.root_device):
+            trainer.fit(model, data)
+    except SystemExit as end:
+        # Lightning 2.6 exits at Ctrl+C, without a message where its messages are off.
+        if interrupted_by_user(end):
+            raise KeyboardInterrupt from end
+        raise
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from app.bench.loader import MeasuredLoader, bottleneck
 from app.bench.operations import multiply_adds
-from app.bench.short_fit import Batch, Repeated, quiet
+from app.bench.short_fit import Batch, Repeated, quiet, timed_fit
 from app.bench.step_timer import LOADER, PARTS, StepTimer, check_modules
 from app.cli.main import CLI
 from app.cli.main import main as run
@@ -62,7 +62,7 @@ class StepCLI(CLI):
         parser.add_argument("--batches", type=PositiveInt, default=20, help="timed batches of the loader")
         parser.add_argument(
             "--synthetic",
-            type=PositiveInt | None,
+            type=PositiveInt,
             default=None,
             help="side in pixels of random images: no data set is read",
         )
@@ -97,25 +97,22 @@ class StepCLI(CLI):
     def _run_subcommand(self, subcommand: str) -> None:
         check_modules(self.model)
         options = self.config[subcommand]
-        loader = None
         if options["synthetic"]:
-            first = random_batch(self.model, self.datamodule, options["synthetic"])
-            data: dict[str, Any] = {"train_dataloaders": Repeated(first)}
+            batch = random_batch(self.model, self.datamodule, options["synthetic"])
+            seconds = self._measure(Repeated(batch))
+            del seconds[LOADER]
+            report(self.trainer, self.model, batch, seconds, self.repeats)
         else:
             loader = MeasuredLoader(self.datamodule, options["batches"])
-            data = {"datamodule": self.datamodule}
-        device = self.trainer.strategy.root_device
-        with quiet(), self.timer.watching(self.model, self.trainer.callbacks, device):
-            self.trainer.fit(self.model, **data)
-        seconds = medians(self.timer.steps[WARM_UP:])
-        if loader is not None:
-            first = loader.first
-        else:
-            del seconds[LOADER]
-        report(self.trainer, self.model, first, seconds, self.repeats)
-        if loader is not None:
-            network = len(first[0]) / (sum(seconds.values()) - seconds[LOADER])
+            seconds = self._measure(self.datamodule)
+            report(self.trainer, self.model, loader.first, seconds, self.repeats)
+            network = len(loader.first[0]) / (sum(seconds.values()) - seconds[LOADER])
             print(bottleneck(network, loader.rate, loader.loader.num_workers))
+
+    def _measure(self, data: Any) -> dict[str, float]:
+        with quiet():
+            timed_fit(self.trainer, self.model, self.timer, self.trainer.callbacks, data)
+        return medians(self.timer.steps[WARM_UP:])
 
 
 def random_batch(model: Any, data: Any, side: int) -> Batch:
@@ -179,5 +176,4 @@ def report(trainer: pl.Trainer, model: Any, batch: Batch, seconds: dict[str, flo
 
 def main(arguments: Sequence[str]) -> None:
     """The command line: that of ``train.py fit``, and how much to measure."""
-    sys.argv = ["app.bench --step", "fit", *arguments]
-    run(StepCLI)
+    run(["fit", *arguments], StepCLI)

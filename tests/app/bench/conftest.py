@@ -16,7 +16,7 @@ class Clock:
 def clock(monkeypatch):
     """The clock of the benchmarks."""
     clock = Clock()
-    for module in ("layers", "loader", "step_timer"):
+    for module in ("layer_costs", "loader", "step_timer"):
         monkeypatch.setattr(f"app.bench.{module}.time", clock)
     return clock
 

@@ -1,14 +1,22 @@
 """The bench: its baseline computes what the layer does, its figures add up, its command line holds."""
 
 import csv
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from tqdm import tqdm
 
+from app.bench import __main__ as command
 from app.bench import layers as bench
+from app.bench.contestants import PRODUCTS, UNROLLED, contestants, unrolled_isqrt_cov
+from app.bench.layer_costs import Figures, Size, saved_and_finite, time_layer
 from app.bench.rounds import interleave, medians
 from app.spectral import METHODS, covariance_sqrt
+
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.mark.parametrize("N", [5, 40])
@@ -16,13 +24,13 @@ def test_unrolled_baseline_is_isqrt_cov(N):
     torch.manual_seed(0)
     X = torch.randn(2, 12, N, dtype=torch.float64, requires_grad=True)
     G = torch.randn(2, 12, 12, dtype=torch.float64)
-    Q, expected = bench.unrolled_isqrt_cov(X), covariance_sqrt(X, "isqrt-cov")
+    Q, expected = unrolled_isqrt_cov(X), covariance_sqrt(X, "isqrt-cov")
     torch.testing.assert_close(Q, expected)
     torch.testing.assert_close(torch.autograd.grad(Q, X, G), torch.autograd.grad(expected, X, G))
 
 
 def test_contestants_are_all_methods_and_the_other_routes():
-    assert list(bench.contestants()) == [*METHODS, bench.PRODUCTS, bench.UNROLLED]
+    assert list(contestants()) == [*METHODS, PRODUCTS, UNROLLED]
 
 
 def test_every_round_runs_all_in_changing_order_and_the_warm_up_is_dropped():
@@ -57,20 +65,20 @@ def test_medians_are_of_each_part():
 
 def test_time_layer_sees_forward_and_backward(last):
     X = torch.ones(1, requires_grad=True)
-    assert bench.time_layer(lambda X: last(X, 0.25, 0.5), X, torch.ones(1)) == (0.25, 0.75)
+    assert time_layer(lambda X: last(X, 0.25, 0.5), X, torch.ones(1)) == (0.25, 0.75)
 
 
 def test_saved_bytes_count_each_storage_once():
     X, G = torch.randn(3, 4, requires_grad=True), torch.ones(3, 4)
-    saved, finite = bench._saved_and_finite(lambda X: (X * X).exp(), X, G)  # X twice, and the result
+    saved, finite = saved_and_finite(lambda X: (X * X).exp(), X, G)  # X twice, and the result
     assert (saved, finite) == (2 * 12 * 4, True)
 
 
 def test_a_gradient_that_overflows_is_named():
     X = torch.zeros(1, 2, 3, requires_grad=True)
-    assert bench._saved_and_finite(lambda X: X.sqrt(), X, torch.ones(1, 2, 3))[1] is False
-    size = bench.Size(1, 2, 3)
-    text = bench.table(size, [bench.Figures(size, "some layer", 1, 2, 3, None, 4, False)]).markdown()
+    assert saved_and_finite(lambda X: X.sqrt(), X, torch.ones(1, 2, 3))[1] is False
+    size = Size(1, 2, 3)
+    text = bench.table(size, [Figures(size, "some layer", 1, 2, 3, None, 4, False)]).markdown()
     assert "some layer: overflow" in text
 
 
@@ -82,10 +90,47 @@ def test_command_prints_a_table_a_size_and_writes_csv(tmp_path, capsys):
     assert "threads" in out.splitlines()[0]
     with (tmp_path / "bench.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 3 * (1 + len(bench.contestants()))
+    assert len(rows) == 3 * (1 + len(contestants()))
     assert [row["contestant"] for row in rows[:2]] == ["eigh of 4x4", "mpn-cov"]
     assert all(float(row["total_ms"]) >= float(row["forward_ms"]) > 0 for row in rows)
     assert float(rows[0]["eigh_ratio"]) == 1
+
+
+MODULE = """
+from dataclasses import dataclass
+from app.spectral import Method, register_method
+
+@dataclass(frozen=True)
+class Mine(Method):
+    pass
+
+register_method("my-own", Mine)
+"""
+
+
+def test_a_method_of_ones_own_is_timed(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "my_own_method.py").write_text(MODULE)
+    flags = "--import my_own_method --batch 1 --channels 4 --positions 9 --sweep --repeats 1 --device cpu"
+    try:
+        command.main(flags.split())
+    finally:
+        METHODS.pop("my-own", None)
+        sys.modules.pop("my_own_method", None)
+    names = [line.split("|")[1].strip() for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert "my-own" in names
+    assert "svd-exact" in names
+
+
+def test_the_layers_are_measured_without_lightning():
+    code = (
+        "import sys; from app.bench.__main__ import main\n"
+        "main('--batch 1 --channels 4 --positions 9 --sweep --repeats 1 --device cpu --methods svd-exact'.split())\n"
+        "print('pytorch_lightning' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False"
 
 
 def test_selected_methods_only(capsys):
@@ -96,7 +141,8 @@ def test_selected_methods_only(capsys):
 
 
 def test_sizes_by_default_and_in_full():
-    default, full = (bench.sizes(bench.parse(["--device", "cpu", *flags])) for flags in ([], ["--full"]))
+    default = bench.sizes(bench.parse(["--device", "cpu"]))
+    full = bench.sizes(bench.parse(["--device", "cpu", "--full"]))
     assert {size.batch for size in default if size.channels == 256} == {16}
     assert {size.batch for size in full if size.channels == 256} == {16, 128}
     assert max(size.channels for size in default) < max(size.channels for size in full) == 2048

@@ -58,6 +58,7 @@ class Plain(pl.LightningModule):
 
 def test_a_model_without_the_parts_is_one_line(demo, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
     (tmp_path / "plain_model.py").write_text(FOREIGN)
     config = yaml.safe_load(demo.read_text())
     config["model"] = {"class_path": "plain_model.Plain", "init_args": {"width": 3}}
@@ -67,7 +68,7 @@ def test_a_model_without_the_parts_is_one_line(demo, tmp_path, monkeypatch, caps
     (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert "the modules backbone, pooling and classifier" in error
     assert "Plain has no pooling and no classifier" in error
-    del sys.modules["plain_model"]
+    sys.modules.pop("plain_model", None)
 
 
 def test_random_images_need_a_batch_size_and_a_number_of_classes():
