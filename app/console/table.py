@@ -16,7 +16,7 @@ class Table:
     Attributes:
         name: file name of the CSV, without the ending.
         title: heading.
-        note: what the reader must know to read it.
+        note: explanations above the table.
         header: names of the columns.
         rows: the cells, as many a row as the header has.
     """
@@ -29,14 +29,25 @@ class Table:
 
     def markdown(self) -> str:
         """Heading, note and a Markdown table whose columns are aligned in a terminal."""
-        lines = [self.header, *self.rows]
-        widths = [max(len(line[c]) for line in lines) for c in range(len(self.header))]
-        text = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) + " |" for line in lines]
-        text.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
-        note = [textwrap.fill(self.note, 120, break_on_hyphens=False), ""] if self.note else []
-        return "\n".join([f"## {self.title}", "", *note, *text, ""])
+        text = [f"## {self.title}", ""]
+        if self.note:
+            text += [textwrap.fill(self.note, 120, break_on_hyphens=False), ""]
+        widths = self._widths()
+        text += [_line(self.header, widths), "|" + "|".join("-" * (width + 2) for width in widths) + "|"]
+        text += [_line(row, widths) for row in self.rows]
+        return "\n".join([*text, ""])
+
+    def _widths(self) -> list[int]:
+        """Characters of the longest cell of each column."""
+        columns = zip(self.header, *self.rows, strict=True)
+        return [max(map(len, column)) for column in columns]
 
     def write_csv(self, folder: Path) -> None:
         """Write ``folder/name.csv``."""
         with (folder / f"{self.name}.csv").open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([self.header, *self.rows])
+
+
+def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    padded = [cell.ljust(width) for cell, width in zip(cells, widths, strict=True)]
+    return f"| {' | '.join(padded)} |"

@@ -3,51 +3,53 @@
 import pytest
 import torch
 
-from app.plot import __main__ as plot
+from app.plot import __main__ as command
+from app.plot.figure import EQUAL, LARGE, SMALL, STYLES
+from app.plot.pairs import DEGREE, LIMIT, factors, gaps, stand_ins
 from app.spectral import METHODS
 
 
 def test_layers_are_known():
-    assert set(plot.STYLES) <= set(METHODS)
+    assert set(STYLES) <= set(METHODS)
 
 
-@pytest.mark.parametrize("eigenvalue", [plot.LARGE, plot.SMALL])
+@pytest.mark.parametrize("eigenvalue", [LARGE, SMALL])
 def test_factors_follow_their_formulas(eigenvalue):
-    t = plot.gaps(200)
+    t = gaps(200)
     t = t[t > 1e-6]  # above the round-off of the test's own formulas
     exact = 1 / (eigenvalue**0.5 * (1 + (1 - t).sqrt()))
     expected = {
         "svd-exact": exact,
         "svd-pade": exact,
         "mpn-cov": exact,
-        "svd-taylor": exact * (1 - (1 - t) ** (plot.DEGREE + 1)),
-        "svd-trunc": exact * (plot.LIMIT * eigenvalue * t).clamp_max(1),
+        "svd-taylor": exact * (1 - (1 - t) ** (DEGREE + 1)),
+        "svd-trunc": exact * (LIMIT * eigenvalue * t).clamp_max(1),
     }
     for name, D in expected.items():
-        torch.testing.assert_close(plot.factors(name, eigenvalue, t), D, rtol=1e-8, atol=0)
+        torch.testing.assert_close(factors(name, eigenvalue, t), D, rtol=1e-8, atol=0)
 
 
 @pytest.mark.parametrize("name", ["svd-pade", "svd-taylor", "svd-trunc", "mpn-cov"])
 def test_stand_ins_times_the_difference_are_the_factors(name):
     t = torch.tensor([0.5, 1e-2, 1e-4], dtype=torch.float64)
-    difference = plot.LARGE**0.5 * (1 - (1 - t).sqrt())
-    torch.testing.assert_close(plot.stand_ins(plot.LARGE, t)[name] * difference, plot.factors(name, plot.LARGE, t))
+    difference = LARGE**0.5 * (1 - (1 - t).sqrt())
+    torch.testing.assert_close(stand_ins(LARGE, t)[name] * difference, factors(name, LARGE, t))
 
 
 def test_equal_eigenvalues_begin_where_the_shading_does():
-    assert 1.0 - plot.EQUAL == 1.0 > 1.0 - 1.01 * plot.EQUAL
+    assert 1.0 - EQUAL == 1.0 > 1.0 - 1.01 * EQUAL
 
 
 @pytest.mark.parametrize("ending", ["png", "pdf"])
 def test_command_writes_the_figure(ending, tmp_path):
     path = tmp_path / f"figure.{ending}"
-    plot.main(["--output", str(path)])
+    command.main(["--output", str(path)])
     assert path.stat().st_size > 10_000
 
 
 @pytest.mark.parametrize("path", ["no/such/folder/figure.png", "figure.nonsense"])
 def test_unwritable_output_ends_in_one_line(path, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
-        plot.main(["--output", str(tmp_path / path)])
+        command.main(["--output", str(tmp_path / path)])
     assert stop.value.code == 2
     assert "error: --output: cannot write" in capsys.readouterr().err.splitlines()[-1]
