@@ -107,28 +107,28 @@ def refuse_checkpoint_of_requeue(options: Any) -> None:
 
 
 class LoopCounters(pl.Callback):
-    """Repairs the counters of Lightning's loops when a run is resumed, so that no step is repeated, skipped or made up.
+    """Repairs the counters of Lightning's loops when a run is resumed, so that every epoch is finished, and ends once.
 
-    See `repair_loop_counters` and `begin_epoch_anew`.
+    See `repair_epoch_counters` and `begin_epoch_anew`, which needs it.
     """
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        repair_loop_counters(checkpoint)
+        repair_epoch_counters(checkpoint)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         begin_epoch_anew(trainer)
 
 
-def repair_loop_counters(checkpoint: dict[str, Any]) -> None:
-    """Correct the epoch counters of a checkpoint of a run with ``max_steps`` or ``max_time``.
+def repair_epoch_counters(checkpoint: dict[str, Any]) -> None:
+    """Correct the epoch counters of a checkpoint that was saved at the end of an epoch or of a run.
 
-    Lightning 2.6 saves at the end of an epoch before it counts the epoch as completed. With ``max_steps`` it takes the
-    counters literally, and runs the end of that epoch again
-    (https://github.com/Lightning-AI/pytorch-lightning/issues/19617). An epoch within which ``max_steps`` or
-    ``max_time`` ended the run counts as processed, and a resumed run would skip the rest of it
-    (https://github.com/Lightning-AI/pytorch-lightning/issues/7629).
+    - Lightning 2.6 saves at the end of an epoch before it counts the epoch as completed. With ``max_steps`` a resumed
+      run takes that literally and ends the epoch again, with a second step of the schedule
+      (https://github.com/Lightning-AI/pytorch-lightning/issues/19617).
+    - An epoch within which ``max_steps`` or ``max_time`` ended the run counts as processed. A run that is resumed with
+      ``max_epochs`` alone skips the rest of it (https://github.com/Lightning-AI/pytorch-lightning/issues/7629).
     """
     loop = checkpoint.get("loops", {}).get("fit_loop")
     if not loop:
@@ -145,10 +145,10 @@ def repair_loop_counters(checkpoint: dict[str, Any]) -> None:
 
 
 def begin_epoch_anew(trainer: pl.Trainer) -> None:
-    """Begin the first epoch after a checkpoint that was saved between two epochs like the first epoch of a run.
+    """Begin the next epoch, if the checkpoint was saved between two epochs.
 
-    Lightning 2.6 counts its beginning as one step of the optimizer
-    (https://github.com/Lightning-AI/pytorch-lightning/issues/19403).
+    With ``max_steps`` Lightning 2.6 believes that every resumed run restarts mid-epoch. After `repair_epoch_counters`
+    it would end the epoch that it is about to begin (https://github.com/Lightning-AI/pytorch-lightning/issues/19617).
     """
     epochs = trainer.fit_loop.epoch_progress.current
     if epochs.ready == epochs.processed:

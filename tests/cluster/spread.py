@@ -17,7 +17,7 @@ from torch import nn
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torch.utils.data import Subset
 
-from app.cli.processes import leave_process_group
+from app.cli.lightning_compat import leave_process_group
 from app.layers import treat_weight
 from app.models.backbones import Backbone
 from app.models.decorrelation import decorrelate

@@ -19,7 +19,7 @@ def layer(model):
     ("model", "what", "message"),
     [
         ("gap", "images", "step 2: rank 0 of 1, train/loss is nan: the batch contains non-finite values"),
-        ("gap", "weight", "step 2: rank 0 of 1, train/loss is nan: the weight backbone.stage1.0.weight contains non-finite values"),
+        ("gap", "weight", "step 2: rank 0 of 1, train/loss is nan: the weight backbone.stage1.0.weight contains non-finite"),
         ("gap", "activation", "step 2: rank 0 of 1, train/loss is nan: first non-finite output in backbone.stage1.0:"),
         (
             "gap",
