@@ -5,6 +5,7 @@ Shapes: B batch, C channels, H x W pixels, K classes.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -16,7 +17,7 @@ from pytorch_lightning.cli import OptimizerCallable
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR
-from torchmetrics import MetricCollection
+from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from app.layers import GlobalAveragePooling, build_pooling, remove_weight_treatment, treat_weight
@@ -24,7 +25,7 @@ from app.layers.global_covariance_pooling import MetaLayer
 from app.layers.weight_treatments import Treatment, convert_state, treated_layers, treatment_of
 from app.models.backbones import Downsampling, Stem, build_backbone
 from app.models.decorrelation import decorrelate, decorrelated_convolution
-from app.models.features import check_feature_map, feature_channels, last_convolution
+from app.models.features import as_feature_map, feature_channels, last_convolution
 from app.models.hyperparameters import replace_hyperparameter, save_plain_hyperparameters
 from app.models.lightning_compat import batch_size_to_log, schedule_configuration, step_plateau_schedules
 from app.models.pretrained import initialise, weights_for
@@ -35,56 +36,58 @@ from app.spectral import Method, ScalarFunction
 jsonargparse.set_parsing_settings(subclasses_enabled=[Method])
 
 OwnModule = Callable[[Any], Any]
-"""A `torch.nn.Module`, in the words that jsonargparse needs: it would print the hundreds of subclasses of Module."""
+"""A `torch.nn.Module`. With that type the help would list its hundreds of subclasses (jsonargparse 4.53;
+https://github.com/Lightning-AI/pytorch-lightning/issues/20591)."""
 
 NOT_SAVED = ("optimizer", "lr_scheduler", "weights", "init_from", "init_from_required")
 """Arguments that are no hyper-parameters of a checkpoint, which holds the weights, and optimizer and schedule apart."""
 
 
 class Classifier(pl.LightningModule):
-    """Image classification by second-order pooling: backbone, pooling of its features, linear classifier.
+    """An image classifier: a backbone, covariance pooling of its features, and a linear layer.
 
     Features are pooled by a function of their covariance, usually its square root (Song et al., ICCV 2021, appendix
-    D), or by their mean. Where an argument takes a class path, it is an object of a class of yours or of this program,
-    in YAML {class_path: my_module.MyMethod, init_args: {limit: 3}}, in Python the object itself.
+    D), or by their mean. Arguments that take an object of a class get it by its class path in YAML, such as
+    {class_path: my_module.MyMethod, init_args: {limit: 3}}, and as it is in Python.
 
     Args:
         num_classes: number of classes; null: that of the data.
-        backbone: alexnet, alexnet_bn, resnet18, resnet34, resnet50, resnet101, resnet152, mobilenet_v2 or compact; or
-            the class path of a module of yours that turns images into a feature map (B, C, h, w).
-        meta_layer: how features are pooled: gap (global average pooling) or a function of their covariance by
-            isqrt-cov, ns-minimax, mpn-cov, svd-exact, svd-pade, svd-taylor, svd-trunc, svd-topn, svd-newton or svd-pi;
-            or the class path of an app.spectral.Method, or of a module of yours that normalises the covariance,
+        backbone: alexnet, alexnet_bn, resnet18, resnet34, resnet50, resnet101, resnet152, mobilenet_v2 or compact; or a
+            torch.nn.Module of your own, {class_path: my_module.MyBackbone, init_args: {width: 64}}, that turns images
+            into a feature map (B, C, h, w) or tokens (B, N, C).
+        meta_layer: gap for global average pooling; or the method for the covariance and its gradient: isqrt-cov,
+            ns-minimax, mpn-cov, svd-exact, svd-pade, svd-taylor, svd-trunc, svd-topn, svd-newton or svd-pi; or the
+            class path of an app.spectral.Method or of a torch.nn.Module that normalises the covariance,
             (B, d, d) -> (B, d, d).
-        dim: channels d that the covariance is taken of, after a 1x1 convolution with batch norm and ReLU; several
-            numbers: as many of those, one after the other (Wang et al., CVPR 2020, has 256 and 128); null: none. The
-            classifier then has d (d + 1) / 2 inputs. Not used by gap.
-        meta_options: options of a meta-layer that is given by name, such as {taylor_degree: 50} or {iterations: 7}.
-        spectral_dtype: precision of the covariance and its function.
-        function: function of the covariance, the class path of an app.spectral.ScalarFunction, such as Power with
-            {alpha: 0.4}; null: the square root.
-        feature_normalisation: class path of a module of yours on the features (B, d, N) of the N positions, before
-            their covariance is taken; null: none.
-        downsampling: of the backbone's last stage: removed, kept, or max-pool; null: removed with covariance pooling,
-            kept with gap. Only for the backbones with a name.
-        stem: imagenet, or cifar (3x3, stride 1, no max-pooling; ResNets) for 32x32 images.
-        decorrelation: method of a decorrelated batch norm in place of the backbone's first batch norm, one of those of
-            meta_layer except gap and svd-topn (Song et al., ECCV 2022); null: none. It usually goes with meta_layer
-            gap.
-        decorrelation_options: options of that layer, such as {groups: 4, eps: 1e-3, synchronised: true}, and of its
-            method.
-        weight_treatment: of the weight of the pre-SVD layer, the convolution before the decorrelated batch norm, or
-            without one before the covariance pooling: spectral (W over its largest singular value) or orthogonal
-            (exp(W - W^T)); null: none.
+        dim: channels d of the covariance, to which a 1x1 convolution with batch norm and ReLU reduces those of the
+            backbone; several numbers: as many reductions, one after the other (256 and 128 in Wang et al., CVPR 2020);
+            null: no reduction. The linear layer has d (d + 1) / 2 inputs. Not used by gap.
+        meta_options: options of a meta_layer that is given by name, such as {taylor_degree: 50} or {iterations: 7}.
+        spectral_dtype: precision of the covariance and of its function.
+        function: function of the covariance, as the class path of an app.spectral.ScalarFunction, such as
+            {class_path: app.spectral.Power, init_args: {alpha: 0.4}}; null: the square root.
+        feature_normalisation: class path of a torch.nn.Module that is applied to the features (B, d, N) of the N
+            positions before their covariance is taken; null: none.
+        downsampling: last stage of a backbone that is given by name: removed, kept, or max-pool in its place; null:
+            removed with covariance pooling, kept with gap.
+        stem: imagenet, or cifar for images of 32x32 pixels (3x3 convolution of stride 1, no max-pooling; ResNets only).
+        decorrelation: method of a decorrelated batch norm that replaces the first batch norm of the backbone (Song et
+            al., ECCV 2022): any method of meta_layer except svd-topn; null: none. It is usually combined with
+            meta_layer gap.
+        decorrelation_options: options of the decorrelated batch norm, such as {groups: 4, eps: 1e-3, synchronised:
+            true}, and of its method.
+        weight_treatment: treatment of the weight W of the pre-SVD layer: spectral (W over its largest singular value)
+            or orthogonal (exp(W - W^T)); null: none. The pre-SVD layer is the convolution before the decorrelated
+            batch norm, or without one the last convolution before the covariance.
         weights: weights of the backbone: a file of torchvision's, or a name such as IMAGENET1K_V1; null: random.
-        init_from: start from the weights in this file: a checkpoint of this program, of fast-MPN-COV or
-            DifferentiableSVD, or torchvision's weights. Layers that do not fit, such as a classifier of other classes,
-            are left as initialised and named, and validate and test refuse to run with them. From a checkpoint of this
-            program, the command line also takes backbone and pooling, except for the arguments that are given on the
-            command line itself. Null: random weights.
-        init_from_required: it is an error if no backbone weight could be loaded; false: a warning.
+        init_from: file of the weights to start from: a checkpoint of this program, of fast-MPN-COV or
+            DifferentiableSVD, or torchvision's weights; null: random weights. Layers that do not fit, such as a linear
+            layer for other classes, are left as initialised and listed, and validate and test refuse to run with them.
+            From a checkpoint of this program, the command line also takes backbone and pooling, except for arguments
+            that are given on the command line itself.
+        init_from_required: whether it is an error if no backbone weight of init_from could be loaded, or a warning.
         optimizer: any optimizer of torch; the default is the papers' SGD.
-        classifier_learning_rate: learning rate of the linear classifier; null: that of the optimizer.
+        classifier_learning_rate: learning rate of the linear layer; null: that of the optimizer.
         lr_scheduler: any schedule of torch, stepped once an epoch; null: the papers' decay by 10 at epochs 30 and 45.
     """
 
@@ -124,12 +127,9 @@ class Classifier(pl.LightningModule):
             raise ValueError("model.weights and model.init_from are two sources of weights: give one")
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.classifier_learning_rate = classifier_learning_rate
-        if isinstance(backbone, str):
-            if downsampling is None:
-                downsampling = "kept" if meta_layer == "gap" else "removed"
-            self.backbone: nn.Module = build_backbone(backbone, downsampling, stem, weights)
-        else:
-            self.backbone = _own_backbone(backbone, downsampling, stem, weights)
+        if downsampling is None and isinstance(backbone, str):
+            downsampling = "kept" if meta_layer == "gap" else "removed"
+        self.backbone = _build_backbone(backbone, downsampling, stem, weights)
         self.pooling = build_pooling(
             meta_layer,  # type: ignore[arg-type]
             feature_channels(self.backbone),
@@ -140,13 +140,7 @@ class Classifier(pl.LightningModule):
             feature_normalisation,  # type: ignore[arg-type]
         )
         self.classifier = nn.Linear(self.pooling.out_features, self.num_classes)
-        if decorrelation is not None:
-            decorrelate(self.backbone, decorrelation, decorrelation_options)
-        elif decorrelation_options:
-            raise ValueError(
-                "decorrelation_options are given without decorrelation: name a method, such as svd-exact, or set them "
-                "to null, --model.decorrelation_options null"
-            )
+        _decorrelate(self.backbone, decorrelation, decorrelation_options)
         if weight_treatment is not None:
             self._treat_weight(weight_treatment)
         self.register_load_state_dict_pre_hook(_convert_weight_treatment)
@@ -163,8 +157,7 @@ class Classifier(pl.LightningModule):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images ``(B, 3, H, W)`` to logits ``(B, K)``."""
-        features = self.backbone(images)
-        check_feature_map(self.backbone, features)
+        features = as_feature_map(self.backbone, self.backbone(images))
         return self.classifier(self.pooling(features))
 
     @property
@@ -360,7 +353,11 @@ def _known_number(num_classes: int | None) -> int:
     return num_classes
 
 
-def _own_backbone(backbone: OwnModule, downsampling: Any, stem: str, weights: str | None) -> nn.Module:
+def _build_backbone(
+    backbone: str | OwnModule, downsampling: Downsampling | None, stem: Stem, weights: str | None
+) -> nn.Module:
+    if isinstance(backbone, str):
+        return build_backbone(backbone, downsampling or "removed", stem, weights)
     name = type(backbone).__name__
     if not isinstance(backbone, nn.Module):
         raise ValueError(f"backbone must be a name or a torch.nn.Module, got a {name}")
@@ -369,12 +366,22 @@ def _own_backbone(backbone: OwnModule, downsampling: Any, stem: str, weights: st
     return backbone
 
 
+def _decorrelate(backbone: nn.Module, method: Method | str | None, options: dict[str, Any] | None) -> None:
+    if method is not None:
+        decorrelate(backbone, method, options)
+    elif options:
+        raise ValueError(
+            "decorrelation_options are given without decorrelation: name a method, such as svd-exact, or set them "
+            "to null, --model.decorrelation_options null"
+        )
+
+
 def _accuracies(num_classes: int, stage: str, top: tuple[int, ...]) -> MetricCollection:
-    metrics = {}
+    metrics: dict[str, Metric | MetricCollection] = {}
     for k in top:
         metrics[f"top{k}"] = MulticlassAccuracy(num_classes, top_k=min(k, num_classes), average="micro")
-    # torchmetrics (1.8) would let metrics whose states are equal after the first batch share one state ever after, and
-    # top-1 and top-5 accuracy are equal by chance.
+    # torchmetrics (1.9) would let metrics share one state for good if their states are equal after the first batch, as
+    # those of top-1 and top-5 accuracy may be: https://github.com/Lightning-AI/torchmetrics/issues/2596
     return MetricCollection(metrics, prefix=f"{stage}/", compute_groups=False)
 
 
@@ -386,3 +393,8 @@ def _convert_weight_treatment(model: Classifier, state: dict[str, Any], prefix: 
         # The layer that was treated when the state was stored need not be the one before a covariance here.
         if isinstance(module, nn.Conv2d) and (module is own or layer in treated):
             convert_state(state, layer, module)
+
+
+# Checkpoints from before the move to app.models name the class app.classifier.Classifier, and `load_from_checkpoint`
+# of Lightning (2.6, https://github.com/Lightning-AI/pytorch-lightning/issues/21822) accepts imported classes only.
+sys.modules.setdefault("app.classifier", sys.modules[__name__])

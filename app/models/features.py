@@ -1,6 +1,7 @@
 """The interface of a backbone to the layers after it: how many channels its features have, and which layer they leave.
 
-Any `torch.nn.Module` that turns images ``(B, 3, H, W)`` into a feature map ``(B, C, h, w)`` is a backbone.
+A backbone is any `torch.nn.Module` that turns images ``(B, 3, H, W)`` into a feature map ``(B, C, h, w)`` or tokens
+``(B, N, C)``.
 """
 
 from __future__ import annotations
@@ -32,22 +33,24 @@ def feature_channels(backbone: nn.Module) -> int:
             f"the number of channels of backbone {type(backbone).__name__} is unknown: it has no attribute "
             f"out_channels, and fails for an image of {SIDE}x{SIDE} pixels ({error})"
         ) from error
-    check_feature_map(backbone, features)
-    return features.shape[1]
+    return as_feature_map(backbone, features).shape[1]
 
 
-def check_feature_map(backbone: nn.Module, features: Tensor) -> None:
-    """Check that the features are a map ``(B, C, h, w)``.
+def as_feature_map(backbone: nn.Module, features: Tensor) -> Tensor:
+    """The features as a map ``(B, C, h, w)``, to which tokens ``(B, N, C)`` are turned as ``(B, C, N, 1)``.
 
     Raises:
-        ValueError: if they are not, as where a backbone includes its pooling and classifier.
+        ValueError: if they are neither, as where a backbone includes its pooling and classifier.
     """
-    if not isinstance(features, Tensor) or features.ndim != 4:
-        kind = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
-        raise ValueError(
-            f"backbone {type(backbone).__name__} must return a feature map (B, C, h, w), without pooling and "
-            f"classifier, and returns {kind}"
-        )
+    if isinstance(features, Tensor) and features.ndim == 4:
+        return features
+    if isinstance(features, Tensor) and features.ndim == 3:
+        return features.mT.unsqueeze(-1)
+    returned = tuple(features.shape) if isinstance(features, Tensor) else f"a {type(features).__name__}"
+    raise ValueError(
+        f"backbone {type(backbone).__name__} must return a feature map (B, C, h, w) or tokens (B, N, C), without "
+        f"pooling and classifier, and returns {returned}"
+    )
 
 
 def last_convolution(backbone: nn.Module) -> nn.Conv2d | None:

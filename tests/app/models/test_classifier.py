@@ -1,4 +1,5 @@
 import math
+from pathlib import Path
 
 import pytest
 import pytorch_lightning as pl
@@ -248,3 +249,27 @@ def test_prediction_of_any_loader():
         torch.testing.assert_close(output.pop("probabilities"), expected)
         assert output == ({"files": ["a", "b"], "errors": []} if isinstance(batch, dict) else {})
     assert model.predict_step({"images": images[:0], "files": []}, 0)["probabilities"].shape == (0, 6)
+
+
+def test_tokens_are_pooled_as_the_map_they_come_from():
+    class Patches(torch.nn.Conv2d):
+        def forward(self, images):
+            return super().forward(images).flatten(2).mT
+
+    convolution = torch.nn.Conv2d(3, 12, 8, stride=8)
+    tokens = Patches(3, 12, 8, stride=8)
+    tokens.load_state_dict(convolution.state_dict())
+    model = small(backbone=convolution).eval()
+    again = small(backbone=tokens).eval()
+    again.load_state_dict(model.state_dict())
+    images = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(again(images), model(images))
+
+
+def test_a_checkpoint_from_before_the_move_loads():
+    path = Path(__file__).parents[1] / "cli" / "run_before_the_move" / "last.ckpt"
+    stored = torch.load(path, weights_only=True)
+    assert stored["hyper_parameters"]["_class_path"] == "app.classifier.Classifier"
+    model = Classifier.load_from_checkpoint(path, weights_only=True)
+    assert model.pooling.meta_layer == "svd-pade"
+    assert all(torch.equal(value, stored["state_dict"][name]) for name, value in model.state_dict().items())

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from app.models.features import feature_channels, last_convolution
+from app.models.features import as_feature_map, feature_channels, last_convolution
 
 
 class Normed(nn.Sequential):
@@ -51,3 +51,26 @@ def test_last_convolution():
     assert last_convolution(nn.ReLU()) is None
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sequential(nn.Conv2d(4, 5, 1), nn.ReLU()))
     assert last_convolution(network) is network[1][0]
+
+
+class Tokens(nn.Sequential):
+    """Patches of 8 x 8 pixels as tokens, without an attribute of their width."""
+
+    def __init__(self):
+        super().__init__(nn.Conv2d(3, 6, 8, stride=8), nn.Flatten(2))
+
+    def forward(self, images):
+        return super().forward(images).mT
+
+
+def test_tokens_are_a_map_of_one_column():
+    network = Tokens()
+    assert feature_channels(network) == 6
+    tokens = network(torch.randn(2, 3, 32, 32))
+    assert tokens.shape == (2, 16, 6)
+    assert torch.equal(as_feature_map(network, tokens)[:, :, :, 0], tokens.mT)
+
+
+def test_features_that_are_no_tensor():
+    with pytest.raises(ValueError, match=r"backbone ReLU must return .* and returns a dict"):
+        as_feature_map(nn.ReLU(), {"out": torch.zeros(1)})

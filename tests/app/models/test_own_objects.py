@@ -157,7 +157,10 @@ def test_a_normalisation_with_parameters_is_trained(main, config):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"backbone": entry("Logits")}, r"backbone Logits must return a feature map \(B, C, h, w\).* returns \(1, 5\)"),
+        (
+            {"backbone": entry("Logits")},
+            r"backbone Logits must return a feature map .* returns \(1, 5\)",
+        ),
         ({"backbone": entry("Narrow", widths=3)}, "'widths' is not accepted"),
         ({"backbone": entry("Narrow"), "stem": "cifar"}, "options of the backbones with a name: Narrow has none"),
         (
