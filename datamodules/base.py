@@ -115,7 +115,7 @@ class ImageDataModule(pl.LightningDataModule):
             ValueError: if that is mid-epoch, and batch size or training images are not those of the checkpoint.
         """
         if not self.trainer.training:  # type: ignore[union-attr]
-            return
+            return  # evaluation and prediction draw nothing, and may use other images
         position = TrainingPosition(**state_dict)
         position.check(self.batch_size, self._list_training_images())
         if position.seed != self.seed:
@@ -172,8 +172,12 @@ class ImageDataModule(pl.LightningDataModule):
 
     @property
     def _processes(self) -> int:
-        return self.trainer.world_size if self.trainer is not None else 1
+        if self.trainer is None:  # loaders can be had without one, in a notebook
+            return 1
+        return self.trainer.world_size
 
     @property
     def _rank(self) -> int:
-        return self.trainer.global_rank if self.trainer is not None else 0
+        if self.trainer is None:
+            return 0
+        return self.trainer.global_rank

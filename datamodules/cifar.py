@@ -106,6 +106,7 @@ class CIFAR10(OfficialDataSet):
         names_file = kind.meta["filename"]
         official = [*kind.train_list, *kind.test_list, [names_file, kind.meta["md5"]]]
         if not self.check_counts:
+            # A changed copy is used as it is; only the names of the classes cannot be done without.
             official = [[names_file, None]]
         for name, checksum in official:
             if not check_integrity(str(self.batches / name), checksum):
@@ -128,7 +129,9 @@ class CIFAR10(OfficialDataSet):
         }
 
     def dataset(self, split: Split, transform: Callable[[Any], Tensor]) -> Dataset[Any]:
-        return self._read(split, transform) if self.batches.is_dir() else super().dataset(split, transform)
+        if self.batches.is_dir():
+            return self._read(split, transform)
+        return super().dataset(split, transform)
 
     def training_list(self) -> bytes:
         if isinstance(self.train_set, ImagesInMemory):
@@ -138,11 +141,13 @@ class CIFAR10(OfficialDataSet):
     def _read(self, split: Split, transform: Callable[[Tensor], Tensor]) -> ImagesInMemory:
         """Read the official files by torchvision; `class_names` has verified them if that is asked for."""
         kind = self.torchvision_class
-        # torchvision verifies all files again, and accepts no incomplete copy: the list of files is cut to those there
+        # torchvision would verify all files once more, and accepts no incomplete copy: its lists are cut to the files
+        # that are there.
         present = {"train_list": self._present_files(kind.train_list), "test_list": self._present_files(kind.test_list)}
-        key, listed = ("train_list", kind.train_list) if split == "train" else ("test_list", kind.test_list)
-        if not present[key]:
-            raise self.missing(f"{listed[0][0]} is missing in {self.batches}")
+        if split == "train" and not present["train_list"]:
+            raise self.missing(f"{kind.train_list[0][0]} is missing in {self.batches}")
+        if split != "train" and not present["test_list"]:
+            raise self.missing(f"{kind.test_list[0][0]} is missing in {self.batches}")
         unverified = type(kind.__name__, (kind,), {**present, "meta": {**kind.meta, "md5": None}})
         try:
             data = unverified(self.root, train=split == "train")

@@ -25,5 +25,7 @@ class FineGrained(OfficialDataSet):
         super().__init__(root, batch_size, num_workers, **options)
 
     def sizing(self, training: bool) -> list[v2.Transform]:
-        whole = squeeze_to_square(SIZE)
-        return [*whole, v2.RandomHorizontalFlip()] if training else whole
+        steps = squeeze_to_square(SIZE)
+        if training:
+            steps.append(v2.RandomHorizontalFlip())
+        return steps

@@ -88,7 +88,9 @@ class ImageFolder(ImageFilesModule):
     @property
     def test_split(self) -> Split:  # type: ignore[override]
         """The split of `test`: ``test/`` if there is also ``val/``, else the validation images."""
-        return "test" if "test" in self._folders else "val"
+        if "test" in self._folders:
+            return "test"
+        return "val"
 
     @cached_property
     def _folders(self) -> dict[Split, Path]:
@@ -97,6 +99,7 @@ class ImageFolder(ImageFilesModule):
             raise self._error(f"data.root {self.root} is not a folder")
         present = read_folder(self.root).folders
         evaluation = [name for name in EVALUATION_FOLDERS if name in present]
+        # A folder train/ alone is no sign of that layout: it may be a class, among other vehicles.
         if "train" not in present or not evaluation:
             return {"train": self.root}
         folders: dict[Split, Path] = {"train": self.root / "train", "val": self.root / evaluation[0]}
@@ -138,8 +141,10 @@ class ImageFolder(ImageFilesModule):
         except UnknownClassError as error:
             raise self._error(str(error)) from error
         if found.empty and (split == "train" or not found.files):
-            hint = f", but one level deeper: {_some(found.deeper)}" if found.deeper else ""
-            raise self._error(f"no images in {_some(found.empty)}{hint}")
+            what = f"no images in {_some(found.empty)}"
+            if found.deeper:  # often root is the folder above the right one
+                what += f", but one level deeper: {_some(found.deeper)}"
+            raise self._error(what)
         _report(found)
         return found.files
 
@@ -162,5 +167,6 @@ def _report(found: ClassFolders) -> None:
 def _some(paths: list[Path]) -> str:
     """A few paths by name, the rest by number."""
     text = ", ".join(map(str, paths[:SHOWN]))
-    more = len(paths) - SHOWN
-    return f"{text} and {more} more" if more > 0 else text
+    if len(paths) > SHOWN:
+        text += f" and {len(paths) - SHOWN} more"
+    return text

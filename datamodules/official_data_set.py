@@ -88,7 +88,7 @@ class OfficialDataSet(ImageFilesModule):
         Raises:
             FileNotFoundError: if files are missing, or their number is not the official one.
         """
-        _ = self.class_names
+        _ = self.class_names  # a wrong number of classes is reported before any image is listed
         files = self._present(split, self.lists.files[split]) if self.lists else self._files_in_folders(split)
         if self.check_counts and len(files) != self.sizes[split]:
             raise self.missing(
@@ -104,8 +104,9 @@ class OfficialDataSet(ImageFilesModule):
 
     def missing(self, what: str, may_be_partial: bool = False) -> FileNotFoundError:
         """The error for something that is not there: what and where, and where the data can be obtained."""
-        partial = "; data.check_counts false uses it as it is" if may_be_partial else ""
-        return FileNotFoundError(f"{type(self).__name__}: {what}{partial}; the data: {self.source}")
+        if may_be_partial:
+            what += "; data.check_counts false uses it as it is"
+        return FileNotFoundError(f"{type(self).__name__}: {what}; the data: {self.source}")
 
     def damaged(self, what: str) -> ValueError:
         """The error for a file that does not hold what it should."""
@@ -140,7 +141,10 @@ class OfficialDataSet(ImageFilesModule):
         return present
 
     def _files_in_folders(self, split: Split) -> Files:
-        wanted = ("train",) if split == "train" else EVALUATION_FOLDERS
+        # There is one official evaluation split, which some copies call val/ and others test/.
+        wanted = EVALUATION_FOLDERS
+        if split == "train":
+            wanted = ("train",)
         folder = first_folder(self.root, wanted)
         if folder is None:
             raise self.missing(f"{self.root} has no folder {' or '.join(f'{name}/' for name in wanted)}")

@@ -68,5 +68,6 @@ def collate_predictions(items: list[PredictionItem]) -> dict[str, Any]:
             files.append(file)
         if error is not None:
             errors.append((file, error))
-    stacked = torch.stack(images) if images else torch.zeros(0, 3, 1, 1)
-    return {"images": stacked, "files": files, "errors": errors}
+    if not images:  # torch.stack takes no empty list
+        return {"images": torch.zeros(0, 3, 1, 1), "files": files, "errors": errors}
+    return {"images": torch.stack(images), "files": files, "errors": errors}

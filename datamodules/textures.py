@@ -1,6 +1,8 @@
-"""The embedded data set: telling apart patches of six photographs that ship with scikit-image. A demonstration."""
+"""The embedded data set, for demonstrations: patches of six photographs that ship with scikit-image."""
 
 from __future__ import annotations
+
+from functools import cache
 
 import numpy as np
 import skimage.data
@@ -21,10 +23,10 @@ REGIONS = {"train": (0, 320, 16), "val": (336, 416, 8), "test": (432, 512, 8)}
 
 
 class Textures(ImageDataModule):
-    """Patches of six photographs, labelled by the photograph; grey, standardised one by one, always the same.
+    """Grey patches of six photographs, labelled by the photograph, each standardised on its own, always the same.
 
     Training patches come from the left of each photograph, validation and test patches from two strips on the right.
-    This is recognising the textures of six photographs: a demonstration that runs anywhere, no benchmark.
+    The task is to recognise the textures of six photographs: a demonstration that runs anywhere, not a benchmark.
 
     Args:
         batch_size: images per step over all processes together.
@@ -51,17 +53,25 @@ class Textures(ImageDataModule):
         self.class_names = list(PHOTOGRAPHS)
 
     def setup(self, stage: str) -> None:
-        splits = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ()}[stage]
-        if not splits:
-            return
-        photographs = [_grey_square(name) for name in PHOTOGRAPHS]
-        for split in splits:
-            patches = [_patches(photograph, split, self.patch_size) for photograph in photographs]
+        if stage == "fit":
+            self.train_set = self._read("train")
+        if stage in ("fit", "validate"):
+            self.val_set = self._read("val")
+        if stage == "test":
+            self.test_set = self._read("test")
+
+    def _read(self, split: str) -> TensorDataset:
+        # The noise is part of the data: its seed depends on the split, not on the run.
+        generator = torch.Generator().manual_seed(list(REGIONS).index(split))
+        images: list[Tensor] = []
+        labels: list[Tensor] = []
+        for label, name in enumerate(PHOTOGRAPHS):
+            patches = _patches(_grey_square(name), split, self.patch_size)
             if self.noise:
-                generator = torch.Generator().manual_seed(list(REGIONS).index(split))
-                patches = [_with_noise(p, self.noise, generator) for p in patches]
-            labels = torch.arange(len(patches)).repeat_interleave(torch.tensor([len(p) for p in patches]))
-            setattr(self, f"{split}_set", TensorDataset(torch.cat(patches), labels))
+                patches = _with_noise(patches, self.noise, generator)
+            images.append(patches)
+            labels.append(torch.full((len(patches),), label))
+        return TensorDataset(torch.cat(images), torch.cat(labels))
 
     def evaluate_transform(self, image: Image.Image) -> Tensor:
         """The centre of an image, ``(3, patch_size, patch_size)``; a smaller image is enlarged first."""
@@ -72,6 +82,7 @@ class Textures(ImageDataModule):
         return _standardise(_tensor(grey.crop((left, top, left + self.patch_size, top + self.patch_size))))
 
 
+@cache
 def _grey_square(name: str) -> Image.Image:
     pixels: NDArray[np.uint8] = getattr(skimage.data, name)()
     photograph = Image.fromarray(pixels).convert("L")

@@ -1,5 +1,6 @@
-"""Miniature data sets in the official layouts: JPEGs whose grey level tells the class, .mat and pickle files."""
+"""Miniature data sets in the official layouts: JPEGs whose grey level depends on the class, .mat and pickle files."""
 
+import itertools
 import pickle
 from pathlib import Path
 
@@ -26,13 +27,12 @@ def level(label):
 
 def images():
     """(split, official label from 1, class, file) of every image, the classes interleaved."""
-    rows = [
-        (split, label, CLASSES[label - 1], f"{split}_{CLASSES[label - 1]}_{number}.jpg")
-        for split, counts in SPLITS.items()
-        for number in range(max(counts))
-        for label in (2, 3, 1)
-        if number < counts[label - 1]
-    ]
+    rows = []
+    for split, counts in SPLITS.items():
+        for number, label in itertools.product(range(max(counts)), (2, 3, 1)):
+            if number < counts[label - 1]:
+                name = CLASSES[label - 1]
+                rows.append((split, label, name, f"{split}_{name}_{number}.jpg"))
     return rows[::2] + rows[1::2]
 
 
@@ -121,7 +121,7 @@ def write_cars_devkit(root, test_labels="stanford_cars"):
 
 
 def write_cars_one_list(root):
-    rows = [(split, label, file) for split in SPLITS for label, file in _cars_rows(split)][::-1]
+    rows = [(split, label, file) for split, label, _, file in images()][::-1]
     for _, label, file in rows:
         write_jpeg(root / "car_ims" / file, level(label - 1))
     annotations = _struct(
@@ -162,7 +162,7 @@ def cut(path):
 
 
 class Miniature:
-    """The functions above for the tests, which cannot import this file."""
+    """The functions above, as one fixture for the tests."""
 
     classes, splits = CLASSES, SPLITS
     level, jpeg, cut = staticmethod(level), staticmethod(write_jpeg), staticmethod(cut)

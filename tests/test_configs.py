@@ -1,4 +1,4 @@
-"""Every configuration from its file: one training and one validation batch on miniature data in the official layout."""
+"""Every configuration: one training and one validation batch on miniature data in the official layout."""
 
 import pytest
 import torch
@@ -14,14 +14,14 @@ QUIET = ("--trainer.enable_progress_bar", "false", "--trainer.enable_model_summa
 
 
 def written(mini, config, root):
-    """Miniature data for a configuration, and the flags that make it do."""
+    """Write miniature data for a configuration; returns the flags that make it use them."""
     name = config["data"]["class_path"]
     if name == "CIFAR100":
         mini.cifar(root, 100)
     else:
         getattr(mini, LAYOUT[name])(root)
-    data = {"root": root, "check_counts": "false", "batch_size": 2, "num_workers": 0}
-    return ("--model.num_classes", 3, *(part for key, value in data.items() for part in (f"--data.{key}", value)))
+    size = ("--data.batch_size", 2, "--data.num_workers", 0)
+    return ("--model.num_classes", 3, "--data.root", root, "--data.check_counts", "false", *size)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=NAMES)

@@ -1,4 +1,4 @@
-"""The flags that the headers of configs/cifar promise, on pictures of noise."""
+"""The flags in the headers of configs/cifar, on pictures of noise."""
 
 import re
 import shlex
@@ -50,7 +50,9 @@ def test_the_config_trains(main, pictures, config, capsys):
 
 @pytest.mark.parametrize("combination", COMBINATIONS)
 def test_every_combination_of_treatments_trains_by_its_flags(main, pictures, combination, tmp_path, recwarn):
-    flags = [flag for name in combination.split() for flag in FLAGS[name]]
+    flags = []
+    for name in combination.split():
+        flags += FLAGS[name]
     config = FOLDER / "resnet50_cifar100.yaml"
     compact = ("--model.backbone", "compact", "--model.stem", "imagenet")  # for the time of this test
     assert main("fit", "--config", config, *short(pictures), *compact, *flags) == 0

@@ -64,6 +64,14 @@ def test_a_failed_download(tmp_path, monkeypatch):
         cifar(CIFAR10, tmp_path, download=True).prepare_data()
 
 
+def test_class_names_before_the_download(tmp_path):
+    """The number of classes cannot be taken from data that are not there yet."""
+    with pytest.raises(
+        FileNotFoundError, match=r"downloaded only after the model is built: .* --model.num_classes 10;"
+    ):
+        _ = cifar(CIFAR10, tmp_path, download=True).class_names
+
+
 def test_a_download_is_read(tmp_path, monkeypatch, mini):
     monkeypatch.setattr(
         "torchvision.datasets.cifar.download_and_extract_archive", lambda url, root, **options: mini.cifar(root)

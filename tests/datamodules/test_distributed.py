@@ -11,8 +11,8 @@ TWO = ("--trainer.devices", 2, "--trainer.strategy", "ddp")
 
 
 def data(root, batch_size):
-    options = {"root": root, "batch_size": batch_size, "num_workers": 0, "check_counts": "false"}
-    return ("--data", "CIFAR10", *(part for key, value in options.items() for part in (f"--data.{key}", value)))
+    size = ("--data.batch_size", batch_size, "--data.num_workers", 0)
+    return ("--data", "CIFAR10", "--data.root", root, *size, "--data.check_counts", "false")
 
 
 def results(output):

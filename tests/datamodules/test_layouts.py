@@ -21,8 +21,8 @@ QUIET = ("--trainer.enable_progress_bar", "false", "--trainer.enable_model_summa
 
 
 def data(name, root):
-    options = {"root": root, "batch_size": 4, "num_workers": 0, "check_counts": "false"}
-    return ("--data", name, *(part for key, value in options.items() for part in (f"--data.{key}", value)))
+    size = ("--data.batch_size", 4, "--data.num_workers", 0)
+    return ("--data", name, "--data.root", root, *size, "--data.check_counts", "false")
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -4,8 +4,9 @@ import re
 import shutil
 
 import pytest
+from jsonargparse import ArgumentParser
 
-from datamodules import CIFAR10, CIFAR100, Birds, Cars, Dogs, ImageNet
+from datamodules import CIFAR10, CIFAR100, Birds, Cars, Dogs, ImageFolder, ImageNet, Textures
 
 ALL = (ImageNet, CIFAR10, CIFAR100, Birds, Dogs, Cars)
 
@@ -73,3 +74,15 @@ def test_a_missing_or_empty_folder(tmp_path, mini, folder):
         shutil.rmtree(tmp_path / folder)
         with pytest.raises(FileNotFoundError, match=r"has no folder val/ or test/"):
             build(CIFAR10, tmp_path).setup("fit")
+
+
+@pytest.mark.parametrize("kind", [*ALL, ImageFolder, Textures])
+def test_the_help_describes_every_option_also_those_of_the_base_classes(kind):
+    parser = ArgumentParser()
+    parser.add_class_arguments(kind, "data")
+    described = {action.dest: action.help for action in parser._actions if action.dest.startswith("data.")}
+    assert {"data.batch_size", "data.num_workers", "data.predict_folder"} <= described.keys()
+    if kind is not Textures:
+        assert {"data.root", "data.augmentation", "data.on_unreadable"} <= described.keys()
+    for name, text in described.items():
+        assert len(text.split()) >= 3, name

@@ -81,6 +81,29 @@ def test_a_number_of_classes_that_is_given_wins_and_is_checked(main, start, caps
     assert ("the data has 2 classes" if number == 3 else "num_classes must be at least 2, got 1") in error
 
 
+FOREIGN = """
+import pytorch_lightning as pl
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+
+class Foreign(pl.LightningDataModule):
+    num_classes = 4
+
+    def train_dataloader(self):
+        return DataLoader(TensorDataset(torch.rand(4, 3, 32, 32), torch.arange(4)), batch_size=2)
+
+    val_dataloader = train_dataloader
+"""
+
+
+def test_a_data_module_of_another_project_gives_its_number_of_classes(main, tmp_path, monkeypatch):
+    (tmp_path / "foreign_data.py").write_text(FOREIGN)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert main("fit", *MODEL, "--data", "foreign_data.Foreign", *QUIET, "--trainer.max_epochs", 1) == 0
+    assert checkpoint(tmp_path, 0)["hyper_parameters"]["num_classes"] == 4
+
+
 @pytest.mark.parametrize(
     "augmentation",
     ["torchvision.transforms.v2.RandAugment", "torchvision.transforms.v2.AutoAugment", "own_augmentation.invert"],

@@ -15,7 +15,8 @@ def test_every_format_is_found_and_files_that_are_none_are_not(tmp_path):
     (tmp_path / "notes.txt").write_text("no image")
     folder = PredictionFolder(str(tmp_path), Textures().evaluate_transform)
     assert len(folder) == 7
-    assert all(error is None for _, _, error in (folder[i] for i in range(7)))
+    for index in range(7):
+        assert folder[index].error is None
 
 
 def test_unreadable_files_are_named_and_the_others_kept(tmp_path):

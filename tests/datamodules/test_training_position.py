@@ -52,9 +52,8 @@ QUIET = ("--trainer.enable_progress_bar", "false", "--trainer.enable_model_summa
 def test_an_image_more_through_the_command_line(main, mini, tmp_path, capsys, recwarn, steps, status):
     """Stopped mid-epoch, and at the end of an epoch of 4 steps."""
     root = mini.class_folders(tmp_path / "data")
-    data = {"root": root, "batch_size": 2, "num_workers": 0, "check_counts": "false"}
-    options = [part for key, value in data.items() for part in (f"--data.{key}", value)]
-    start = ("fit", *MODEL, "--data", "CIFAR10", *options, *QUIET, "--trainer.max_epochs", 3)
+    data = ("--data", "CIFAR10", "--data.root", root, "--data.batch_size", 2, "--data.num_workers", 0)
+    start = ("fit", *MODEL, *data, "--data.check_counts", "false", *QUIET, "--trainer.max_epochs", 3)
     assert main(*start, "--trainer.max_steps", steps) == 0
     mini.jpeg(root / "train" / mini.classes[0] / "new.jpg", 60)
     assert main(*start, "--ckpt_path", "last") == status
