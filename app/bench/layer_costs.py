@@ -124,7 +124,9 @@ def _gram(X: Tensor) -> Tensor:
     Y = X.double()
     Y = Y - Y.mean(-1, keepdim=True)
     d, N = Y.shape[-2:]
-    return Y.mT @ Y if d > N else Y @ Y.mT
+    if d > N:
+        return Y.mT @ Y
+    return Y @ Y.mT
 
 
 def saved_and_finite(layer: Layer, X: Tensor, G: Tensor) -> tuple[int, bool]:

@@ -13,6 +13,7 @@ import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -75,7 +76,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         description="Time the forward and backward pass of every layer, from features to the square root of their "
         "covariance (the default sizes take about three minutes on two cores).",
     )
-    number = {"type": positive, "metavar": "INT"}
+    number: dict[str, Any] = {"type": positive, "metavar": "INT"}
     grid = " ".join(map(str, POSITIONS))
     sweep = " ".join(map(str, SWEEP[:-1]))
     names = list(contestants())

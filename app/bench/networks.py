@@ -138,17 +138,23 @@ def rows(networks: Sequence[Network], times: dict[str, list[Sequence[float]]]) -
         batch, step, seconds = len(network.images), sum(parts), dict(zip(PARTS, parts, strict=True))
         own = (network.parameters / 1e6, network.operations / 1e9, 1e3 * step / batch, 1e3 * inference / batch)
         base, published = base or own, PUBLISHED.get(network.name)
-        figures = [_beside(own[k], published and published[k]) for k in range(4)]
-        ratios = [_beside(own[k] / base[k], published and published[k] / published_base[k]) for k in (2, 3)]
+        line = [network.name]
+        for k, figure in enumerate(own):
+            line.append(_beside(figure, published and published[k]))
+            if k >= 2:  # the times, each with its ratio to average pooling
+                line.append(_beside(figure / base[k], published and published[k] / published_base[k]))
         share = (seconds["pooling forward"] + seconds["pooling backward"]) / step
         memory = "" if network.memory is None else f"{network.memory / 1e9:.2f}"
-        lines.append([network.name, *figures[:3], ratios[0], figures[3], ratios[1], f"{share:.1%}", memory])
+        lines.append([*line, f"{share:.1%}", memory])
     return lines
 
 
 def _beside(own: float, published: float | None) -> str:
     """A figure, and the published one after a stroke if there is one."""
-    return f"{own:.2f} / {published:.2f}" if published else f"{own:.2f}"
+    text = f"{own:.2f}"
+    if published:
+        text += f" / {published:.2f}"
+    return text
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -187,4 +193,5 @@ def main(arguments: Sequence[str]) -> None:
         fail(f"python -m app.bench --networks: {error}")
     finally:
         title = "Cost of average and covariance pooling (CVPR 2020, supplement, table 1)"
-        print(Table("networks", title, NOTE, HEADER, lines).markdown() if lines else "", end="")
+        if lines:
+            print(Table("networks", title, NOTE, HEADER, lines).markdown(), end="")

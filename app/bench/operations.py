@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,6 +30,6 @@ def multiply_adds(model: nn.Module, image: Tensor) -> tuple[float, float]:
     return counter.get_total_flops() / 2, decompositions / 2
 
 
-def _eigh_flops(shape: Sequence[int], *_: Any, **__: Any) -> int:
+def _eigh_flops(shape: Sequence[int], *rest: Any, **options: Any) -> int:
     *batch, n, _ = shape
-    return round(2 * EIGH_MULTIPLY_ADDS * n**3) * int(torch.Size(batch).numel())
+    return round(2 * EIGH_MULTIPLY_ADDS * n**3) * math.prod(batch)

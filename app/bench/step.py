@@ -91,11 +91,15 @@ class StepCLI(CLI):
         steps = WARM_UP + self.repeats
         trainer = super().instantiate_trainer(**kwargs, **MEASURING, max_steps=steps, profiler=self.timer)
         # Of the callbacks only the treatments are part of a step. The others save, stop, or measure by themselves.
-        trainer.callbacks = [c for c in trainer.callbacks if isinstance(c, PreSVDTreatment)]
+        callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        self.treatments = [callback for callback in callbacks if isinstance(callback, PreSVDTreatment)]
+        trainer.callbacks = list(self.treatments)  # type: ignore[attr-defined]
         return trainer
 
     def _run_subcommand(self, subcommand: str) -> None:
         check_modules(self.model)
+        if self.datamodule is None:
+            raise ValueError("--step needs a data module: --data CLASS")
         options = self.config[subcommand]
         if options["synthetic"]:
             batch = random_batch(self.model, self.datamodule, options["synthetic"])
@@ -111,7 +115,7 @@ class StepCLI(CLI):
 
     def _measure(self, data: Any) -> dict[str, float]:
         with quiet():
-            timed_fit(self.trainer, self.model, self.timer, self.trainer.callbacks, data)
+            timed_fit(self.trainer, self.model, self.timer, self.treatments, data)
         return medians(self.timer.steps[WARM_UP:])
 
 
@@ -137,9 +141,10 @@ def medians(steps: Sequence[dict[str, float]]) -> dict[str, float]:
     """
     if not steps:
         raise ValueError("no step was measured: the trainer stopped before (max_epochs, or a callback)")
-    seconds = {LOADER: statistics.mean(step[LOADER] for step in steps)}
-    for part in PARTS:
-        seconds[part] = statistics.median(step[part] for step in steps)
+    seconds = {}
+    for part in (LOADER, *PARTS):
+        times = [step[part] for step in steps]
+        seconds[part] = statistics.mean(times) if part == LOADER else statistics.median(times)
     return seconds
 
 
@@ -147,8 +152,10 @@ def peak_memory(device: torch.device) -> float:
     """Bytes: on a GPU the most that tensors occupied, on a CPU the largest size of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if sys.platform != "darwin":
+        size *= 1024  # Linux counts in KiB
+    return size
 
 
 def report(trainer: pl.Trainer, model: Any, batch: Batch, seconds: dict[str, float], repeats: int) -> None:

@@ -166,7 +166,7 @@ class StepTimer(Profiler):
         # The gradient with respect to this output is the last thing that the next module computes. Module hooks would
         # need an input that requires a gradient, which images do not.
         if name != MODULES[-1] and isinstance(output, Tensor) and output.requires_grad:
-            output.register_hook(partial(self._enter_backward, f"{name} backward"))
+            output.register_hook(partial(self._enter_backward, f"{name} backward"))  # type: ignore[no-untyped-call]
 
     def _enter_backward(self, part: str, gradient: Tensor) -> None:
         if self._backward_part is not None:

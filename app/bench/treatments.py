@@ -60,7 +60,7 @@ def build(name: str, backbone: str, images: torch.Tensor, labels: torch.Tensor) 
     defaults = {"num_classes": 100, "backbone": backbone, "meta_layer": "gap", "decorrelation": "svd-pade"}
     if backbone.startswith("resnet"):
         defaults["stem"] = "cifar"
-    model = Classifier(**{**defaults, **arguments})  # type: ignore[arg-type]
+    model = Classifier(**{**defaults, **arguments})
     return ShortFit(model, images, labels, [treatment() for treatment in treatments])
 
 
@@ -68,21 +68,13 @@ def table(times: dict[str, list[Sequence[float]]]) -> Table:
     """Medians of forward, backward with treatments, the treatments alone, and the whole beside that of SVD."""
     plain, rows = 1000 * sum(medians(times["SVD"])), []
     for name, rounds in times.items():
-        forward = backward = 0.0
-        parts = {part: 1000 * seconds for part, seconds in zip(PARTS, medians(rounds), strict=True)}
-        for part, milliseconds in parts.items():
-            if part.endswith("forward"):
-                forward += milliseconds
-            elif part.endswith("backward") or part == "treatments":
-                backward += milliseconds
-        whole = forward + backward + parts["optimizer"]
-        cells = [
-            f"{forward:.1f}",
-            f"{backward:.1f}",
-            f"{parts['treatments']:.2f}",
-            f"{parts['treatments'] / plain:.2%}",
-        ]
-        rows.append([name, *cells, f"{whole / plain - 1:+.1%}", PUBLISHED.get(name, "")])
+        milliseconds = dict.fromkeys(("forward", "backward", "treatments", "optimizer"), 0.0)
+        for part, seconds in zip(PARTS, medians(rounds), strict=True):
+            milliseconds[part.split()[-1]] += 1000 * seconds  # "pooling forward" and the like
+        treatments, whole = milliseconds["treatments"], sum(milliseconds.values())
+        row = [name, f"{milliseconds['forward']:.1f}", f"{milliseconds['backward'] + treatments:.1f}"]
+        row += [f"{treatments:.2f}", f"{treatments / plain:.2%}", f"{whole / plain - 1:+.1%}", PUBLISHED.get(name, "")]
+        rows.append(row)
     header = [
         "",
         "forward ms",

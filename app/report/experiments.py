@@ -38,14 +38,14 @@ def group_by_experiment(runs: Sequence[Run]) -> list[Group]:
     for run in runs:
         key = repr(sorted(settings_of(run).items())) if run.config else str(run.folder)
         by_settings.setdefault(key, []).append(run)
-    members = []
-    for group in by_settings.values():
-        members.append(_furthest(group) if group[0].config else group)
-    return [Group(label, group) for label, group in zip(_labels(members), members, strict=True)]
+    members = [_furthest(group) for group in by_settings.values()]
+    return list(map(Group, _labels(members), members))
 
 
 def _furthest(runs: list[Run]) -> list[Run]:
     """One run a seed, of those that trained as far as any: a killed run is not a sample of the result."""
+    if not runs[0].config:
+        return runs
     kept: dict[str, Run] = {}
     for run in runs:
         if run.seed not in kept or run.last_step >= kept[run.seed].last_step:
@@ -65,7 +65,7 @@ def _labels(groups: list[list[Run]]) -> list[str]:
     labels = _labels_by_settings(groups)
     if all(labels) and len(set(labels)) == len(labels) and max(map(len, labels)) <= LONGEST_LABEL:
         return labels
-    folders = [_folder(runs) for runs in groups]
+    folders = list(map(_folder, groups))
     if len(set(folders)) == len(folders):
         return folders
     return [str(runs[0].folder) for runs in groups]
@@ -94,8 +94,11 @@ def _folder(runs: list[Run]) -> str:
 
 
 def _words(key: str, value: Any) -> str:
+    """The name of a method says what it is; other values are named by their key."""
     name = key.rsplit(".", 1)[-1]
-    return str(value) if name in LAYER_KEYS else f"{name} {value}"
+    if name in LAYER_KEYS:
+        return str(value)
+    return f"{name} {value}"
 
 
 def layer_tags(groups: Sequence[Group], tag: str) -> list[str]:

@@ -34,7 +34,8 @@ def draw_all(groups: Sequence[Group], folder: Path) -> list[tuple[str, str]]:
 
 
 def _figure(panels: int) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(6.4 if panels == 1 else 5.25 * panels, 4.4), layout="constrained")
+    width = 6.4 if panels == 1 else 5.25 * panels
+    figure = Figure(figsize=(width, 4.4), layout="constrained")
     return figure, list(np.atleast_1d(figure.subplots(1, panels)))
 
 

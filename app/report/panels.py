@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from app.report.curves import BINS, binned, mean
 from app.report.experiments import Group
 from app.report.runs import Array, Curve, Run
-from app.report.stages import STAGES, WARM_UP, switches
+from app.report.stages import STAGES, WARM_UP, Switches, switches
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """The palette of Okabe and Ito, which colour-blind readers can distinguish, without its yellow."""
@@ -37,8 +37,11 @@ class Panel:
 
     def x(self, run: Run, steps: Array) -> Array:
         """The places of steps ``(S,)`` on the horizontal axis."""
-        epochs = run.epochs(steps) if self.in_epochs else None
-        return steps if epochs is None else epochs
+        if not self.in_epochs:
+            return steps
+        epochs = run.epochs(steps)
+        assert epochs is not None  # `in_epochs` says that all runs have them
+        return epochs
 
     def lines(self, tag: str, change: Callable[[Array], Array]) -> None:
         """Draw a tag of each group: its curve, or the thin curves of its seeds and their mean.
@@ -50,9 +53,13 @@ class Panel:
             change: what is drawn of their values.
         """
         for index, group in enumerate(self.groups):
-            runs = [run for run in group.runs if tag in run.curves]
-            curves = [Curve(run.curves[tag].steps, change(run.curves[tag].values)) for run in runs]
-            if not curves:
+            runs, curves = [], []
+            for run in group.runs:
+                if tag in run.curves:
+                    curve = run.curves[tag]
+                    runs.append(run)
+                    curves.append(Curve(curve.steps, change(curve.values)))
+            if not runs:
                 continue
             # each group is thinner than the one before, so that equal curves show through
             look = {"label": _label(group, runs), "linewidth": max(2.4 - 0.3 * index, 1.0), **_style(index)}
@@ -98,29 +105,34 @@ class Panel:
 
         The lines are grey, and drawn once, where all groups agree; else each group has its own in its colour.
         """
-        by_group = [(index, group.runs[0], switches(group.runs[0])) for index, group in enumerate(self.groups)]
-        with_stages = [entry for entry in by_group if entry[2]]
-        agreed = len({tuple(found) for _, _, found in with_stages}) == 1
-        if agreed:
-            with_stages = with_stages[:1]
-        for index, run, found in with_stages:
-            colour = "0.35" if agreed else _style(index)["color"]
-            places = self.x(run, np.array([step - 1.0 for step, _ in found]))
-            for (_, stage), x in zip(found, places, strict=True):
-                self.axes.axvline(x, color=colour, linewidth=0.9, linestyle=(0, (2, 2)), zorder=0.5)
-                self._name(STAGES.get(stage, f"stage {stage}"), float(x), colour, before=stage == WARM_UP)
+        entries: list[tuple[str, Run, Switches]] = []
+        for index, group in enumerate(self.groups):
+            found = switches(group.runs[0])
+            if found:
+                entries.append((_style(index)["color"], group.runs[0], found))
+        if entries and all(found == entries[0][2] for _, _, found in entries):
+            entries = [("0.35", *entries[0][1:])]
+        for colour, run, found in entries:
+            self._draw_switches(run, found, colour)
+
+    def _draw_switches(self, run: Run, found: Switches, colour: str) -> None:
+        for step, stage in found:
+            x = self.x(run, np.array([step - 1.0])).item()
+            self.axes.axvline(x, color=colour, linewidth=0.9, linestyle=(0, (2, 2)), zorder=0.5)
+            self._name(STAGES.get(stage, f"stage {stage}"), x, colour, before=stage == WARM_UP)
 
     def _name(self, text: str, x: float, colour: str, before: bool) -> None:
         """Write a text beside a vertical line, on its left where there is little room on its right."""
+        side, offset = ("right", -2) if before else ("left", 2)
         self.axes.annotate(
             text,
             (x, 1),
             xycoords=("data", "axes fraction"),
-            xytext=(-2 if before else 2, -3),
+            xytext=(offset, -3),
             textcoords="offset points",
             rotation=90,
             va="top",
-            ha="right" if before else "left",
+            ha=side,
             fontsize=8,
             color=colour,
         )
@@ -133,7 +145,8 @@ def _has_epochs(group: Group) -> bool:
 def _label(group: Group, runs: Sequence[Run]) -> str:
     if len(runs) == 1:
         return group.label
-    kind = "seeds" if len({run.seed for run in runs}) == len(runs) else "runs"
+    seeds = {run.seed for run in runs}
+    kind = "seeds" if len(seeds) == len(runs) else "runs"
     return f"{group.label} ({len(runs)} {kind})"
 
 

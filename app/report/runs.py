@@ -123,9 +123,10 @@ def read_events(file: Path) -> dict[str, Curve]:
     events = EventAccumulator(str(file), size_guidance={SCALARS: 0}, purge_orphaned_data=False).Reload()
     curves = {}
     for tag in events.Tags()[SCALARS]:
+        # of a step that was logged twice, such as the last one before and after an interruption, the later value counts
         last = {event.step: event.value for event in events.Scalars(tag)}
-        steps = sorted(last)
-        curves[tag] = Curve(np.array(steps, float), np.array([last[step] for step in steps], float))
+        steps, values = zip(*sorted(last.items()), strict=True)
+        curves[tag] = Curve(np.array(steps, float), np.array(values, float))
     return curves
 
 
@@ -140,10 +141,10 @@ def merge(files: Iterable[dict[str, Curve]]) -> dict[str, Curve]:
     for curves in files:
         fitted = any(not tag.startswith((*NOT_TRAINING, "val/")) for tag in curves)
         for tag, curve in curves.items():
-            if tag.startswith("test/"):
+            if tag in merged and fitted and not tag.startswith("test/"):
+                merged[tag] = _continued(merged[tag], curve)
+            elif fitted or tag.startswith("test/"):
                 merged[tag] = curve
-            elif fitted:
-                merged[tag] = _continued(merged[tag], curve) if tag in merged else curve
     return merged
 
 

@@ -13,6 +13,9 @@ WARM_UP = 1
 STAGES = {0: "Newton-Schulz", WARM_UP: "warm-up", 2: "SVD"}
 """The values of `hybrid/stage`."""
 
+Switches = list[tuple[int, int]]
+"""First step and number of a stage."""
+
 
 def stage_means(run: Run, tag: str) -> dict[int, float]:
     """Mean of a curve by stage of the hybrid protocol; the stage is -1 in runs without the protocol."""
@@ -25,8 +28,8 @@ def stage_means(run: Run, tag: str) -> dict[int, float]:
     return {int(s): float(curve.values[stages == s].mean()) for s in np.unique(stages)}
 
 
-def switches(run: Run) -> list[tuple[int, int]]:
-    """First step and number of every stage except the first."""
+def switches(run: Run) -> Switches:
+    """The beginning of every stage except the first."""
     curve = run.curves.get("hybrid/stage")
     if curve is None:
         return []

@@ -98,8 +98,9 @@ def _published(group: Group, metric: str, quantity: str) -> tuple[str, str]:
             numbers.append(f"{when} {value}".strip())
     if not numbers:
         return "", ""
-    source = [str(group.published[key]) for key in SOURCE if key in group.published]
-    return ", ".join(dict.fromkeys(numbers)), ", ".join(source)
+    source = ", ".join(str(group.published[key]) for key in SOURCE if key in group.published)
+    # published once as an error and once as an accuracy, a number is printed once
+    return ", ".join(dict.fromkeys(numbers)), source
 
 
 def runs_table(groups: Sequence[Group]) -> Table:
@@ -121,10 +122,8 @@ def runs_table(groups: Sequence[Group]) -> Table:
 
 def _last_step(run: Run) -> float:
     """The last step of any curve; that of a test counts only where there is nothing else."""
-    ends = [curve.steps[-1] for tag, curve in run.curves.items() if not tag.startswith("test/")]
-    if not ends:
-        ends = [curve.steps[-1] for curve in run.curves.values()]
-    return float(max(ends))
+    curves = [curve for tag, curve in run.curves.items() if not tag.startswith("test/")]
+    return float(max(curve.steps[-1] for curve in curves or run.curves.values()))
 
 
 def condition_table(groups: Sequence[Group]) -> Table:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import mpmath
 import torch
@@ -54,12 +54,14 @@ def _approximation_table(
     published_as: str,
     note: str,
     value: Callable[[Tensor, int], Tensor],
-    published: dict[int, tuple[str, ...]],
+    published: Mapping[int, tuple[str, ...]],
 ) -> Table:
     rows = []
     for degree in DEGREES:
-        here = [number(approximation_error(value, x, degree)) for x in RATIOS]
-        rows.append([str(degree), "here", *here])
+        here = [str(degree), "here"]
+        for x in RATIOS:
+            here.append(number(approximation_error(value, x, degree)))
+        rows.append(here)
         rows.append([str(degree), "published", *published[degree]])
     title = f"Approximation error of {approximant} (Song et al., ICCV 2021, tables {published_as})"
     name = f"approximation_{approximant.lower().replace('é', 'e')}"

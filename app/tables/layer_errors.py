@@ -64,7 +64,9 @@ def _layer_table(X: Tensor, bar: tqdm[Any]) -> Table:
     )
     parts = ["Q f64", "dX f64", "Q f32", "dX f32"]
     header = ["layer", *parts, *(f"own {part}" for part in parts)]
-    rows = [_layer_row(name, X, G, references) for name in METHODS]
+    rows = []
+    for name in METHODS:
+        rows.append(_layer_row(name, X, G, references))
     return Table(f"layer_errors_{N}", f"Errors of the layers, N = {N}", note, header, rows)
 
 
@@ -88,7 +90,10 @@ def _layer_row(name: str, X: Tensor, G: Tensor, references: dict[str, list[Pair]
     for dtype in (torch.float64, torch.float32):
         result = layer_result(X, G, name, dtype)
         cells += _errors(result, references["exact"])
-        own += _errors(result, references[name]) if name in ITERATIONS else ["", ""]
+        if name in ITERATIONS:
+            own += _errors(result, references[name])
+        else:
+            own += ["", ""]
     if name == "svd-newton":  # the iteration is in its backward pass only
         own[0] = own[2] = ""
     return [name, *cells, *own]
@@ -96,7 +101,7 @@ def _layer_row(name: str, X: Tensor, G: Tensor, references: dict[str, list[Pair]
 
 def layer_result(X: Tensor, G: Tensor, name: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Q ``(B, d, d)`` and dL/dX ``(B, d, N)`` of a layer for dL/dQ = G, both float64."""
-    options = {"topn": TOPN} if name == "svd-topn" else {}
+    options: dict[str, Any] = {"topn": TOPN} if name == "svd-topn" else {}
     X = X.clone().requires_grad_()
     Q = covariance_sqrt(X, name, dtype=dtype, **options)
     (gradient,) = torch.autograd.grad(Q, X, G)
@@ -110,6 +115,6 @@ def _errors(result: tuple[Tensor, Tensor], references: list[Pair]) -> list[str]:
         errors = []
         for value, reference in zip(batch.numpy(), references, strict=True):
             with np.errstate(over="ignore", invalid="ignore"):
-                errors.append(np.linalg.norm(value - reference[k]) / np.linalg.norm(reference[k]))
+                errors.append(float(np.linalg.norm(value - reference[k]) / np.linalg.norm(reference[k])))
         cells.append(number(max(errors)) if np.isfinite(errors).all() else "overflow")
     return cells
