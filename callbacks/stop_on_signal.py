@@ -53,6 +53,7 @@ class StopOnSignal(pl.Callback):
         self._received: signal.Signals | None = None  # by this process
         self._stopping: signal.Signals | None = None  # agreed on by all processes
         self._handlers_before: dict[signal.Signals, Any] = {}
+        self._listening = False
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self._received = self._stopping = None
@@ -64,6 +65,7 @@ class StopOnSignal(pl.Callback):
             signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._listening = False
         for number, handler in self._handlers_before.items():
             signal.signal(number, handler)
 
@@ -102,11 +104,17 @@ class StopOnSignal(pl.Callback):
         self._stop(trainer)
 
     def _replace_handlers(self) -> None:
+        self._listening = True
         for number in SIGNALS:
             signal.signal(number, self._receive)
 
     def _receive(self, number: int, _: Any) -> None:
         received = signal.Signals(number)
+        if not self._listening:
+            # After an error Lightning 2.6 restores the handlers that it found before its own: these.
+            signal.signal(received, self._handlers_before[received])
+            signal.raise_signal(received)
+            return
         self._received = max(received, self._received or received, key=SIGNALS.index)
 
     def _agree(self, trainer: pl.Trainer) -> signal.Signals | None:

@@ -10,7 +10,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from app.cli.checkpoint_io import AtomicCheckpointIO
-from app.console.errors import errors_of_threads
+from app.console.threads import errors_of_threads
 
 pytestmark = pytest.mark.slow  # real processes, signals and time-outs
 

@@ -127,7 +127,7 @@ def test_two_processes_stop_together_and_one_goes_on(train, main, small, whole, 
     fault = small.fault("Signal", step=5, number=15, rank=1)
     run = train(*small.start, *small.two, *fault, cwd=tmp_path)
     assert run.returncode == 143, run.stderr
-    assert run.stderr.count("stopped by SIGTERM: --ckpt_path last goes on") == 1
+    assert run.stderr.count("stopped by SIGTERM: --ckpt_path last resumes") == 1
     assert small.read(tmp_path)["global_step"] == 6
     assert main(*small.start, *RESUME) == 0
     assert small.read(tmp_path)["global_step"] == whole["global_step"]
@@ -221,7 +221,7 @@ def test_what_is_drawn_does_not_depend_on_the_processes_or_the_past(small):
 @pytest.mark.parametrize(
     ("command", "number", "said"),
     [
-        ("fit", signal.SIGINT, "interrupted: --ckpt_path last goes on after the last save"),
+        ("fit", signal.SIGINT, "interrupted: --ckpt_path last resumes from the last save"),
         ("validate", signal.SIGINT, "interrupted"),
         ("validate", signal.SIGTERM, "stopped by SIGTERM"),
     ],
