@@ -8,7 +8,7 @@ from ._library import spectral_layers
 
 
 class LayerMessages:
-    """Collects what spectral layers say of non-finite values, while they return NaN instead of raising an error.
+    """Collects the messages of spectral layers about non-finite values, and has them return NaN instead of raising.
 
     An error in one process would leave the others waiting in their next communication. So the layers of all processes
     carry on, and a callback decides at a time when all of them can take part.

@@ -1,4 +1,4 @@
-"""The loss of a batch outside of a training step: what monitors and diagnosis need of a model."""
+"""The loss of a batch outside of a training step, for monitors and the diagnosis."""
 
 from __future__ import annotations
 

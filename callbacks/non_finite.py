@@ -125,7 +125,7 @@ class NonFinitePolicy(pl.Callback):
         return first_non_finite(gradients(pl_module)) is not None
 
     def _describe(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> str:
-        """The step, the process, and what is not finite there; the same on every process."""
+        """The step, the processes with non-finite values, and the cause; the same on every process."""
         with trainer.precision_plugin.forward_context():
             cause = diagnose(pl_module, self._batch)
         report = None

@@ -1,4 +1,4 @@
-"""A SLURM job without SLURM: what srun tells its tasks, and a `scontrol` that writes down what it is asked."""
+"""A SLURM job without SLURM: the environment of its tasks, and a `scontrol` that records its arguments."""
 
 import os
 
@@ -11,7 +11,7 @@ def task(job, node=0, nodes=1):
 
 
 def with_scontrol(folder, seconds=0):
-    """PATH with a `scontrol` that takes so many seconds; what it was asked lies in ``folder/asked``."""
+    """PATH with a `scontrol` that takes so many seconds; its arguments are in ``folder/asked``."""
     scontrol = folder / "bin" / "scontrol"
     scontrol.parent.mkdir()
     scontrol.write_text(f'#!/bin/sh\necho "$@" >> "{folder}/asked"\nsleep {seconds}\ntouch "{folder}/answered"\n')

@@ -7,7 +7,7 @@ from app.models.classifier import Classifier
 
 
 class Recorder(pl.Callback):
-    """What a treatment left at every step: gradient before clipping and after, weight, learning rates."""
+    """The state that a treatment left at every step: gradient before and after clipping, weight, learning rates."""
 
     def __init__(self):
         self.gradients, self.clipped, self.weights, self.rates, self.started_with = [], [], [], [], []

@@ -16,7 +16,7 @@ CHANNELS = 6
 
 
 class Plain(Classifier):
-    """One convolution and the pooling, without batch norm: two processes see the statistics that one process sees."""
+    """One convolution and the pooling, without batch norm, whose statistics two processes would not share."""
 
     def __init__(self, meta_layer: str = "svd-exact", meta_options: dict | None = None, layers: int = 1):
         super().__init__(num_classes=3, backbone="compact", meta_layer=meta_layer, meta_options=meta_options, dim=None)
@@ -65,7 +65,7 @@ class Breaker(pl.Callback):
     def __init__(self, steps: list[int], fault: str = "retried", rank: int = 0, in_validation: bool = False):
         self.steps, self.fault, self.rank, self.in_validation = steps, fault, rank, in_validation
         self.original = torch.linalg.eigh
-        torch.set_num_threads(1)  # batches arrive whole
+        torch.set_num_threads(1)  # so that `eigh` gets whole batches
 
     def _break(self, trainer):
         if trainer.global_step in self.steps and trainer.global_rank == self.rank and not trainer.sanity_checking:

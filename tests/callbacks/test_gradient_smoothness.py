@@ -19,7 +19,7 @@ LANDSCAPE = ("landscape/loss_min", "landscape/loss_max", "landscape/gradient_min
 
 
 class Polynomial(pl.LightningModule):
-    """``L(X) = mean over b of sum_i a_i X_bi^power / power`` at the activation X = 2 * image behind `backbone`."""
+    """``L(X) = mean over b of sum_i a_i X_bi^power / power`` at the activation X = 2 * image after `backbone`."""
 
     def __init__(self, power, a):
         super().__init__()
@@ -78,7 +78,7 @@ def test_both_equal_the_formulas(power, tmp_path):
 
 
 class Augmented(Dataset):
-    """Images with random noise: what is drawn for training changes if anything else draws from the generator."""
+    """Images with random noise: the numbers of the training change if anything else draws from the generator."""
 
     def __len__(self):
         return 12
@@ -132,7 +132,7 @@ def test_without_a_step_it_is_the_loss_of_the_training_step(tmp_path):
     assert [value for _, value in log["landscape/gradient_max"]] == [0, 0, 0]
 
 
-def test_a_step_too_long_is_reported_and_the_training_goes_on(tmp_path):
+def test_a_step_that_is_too_long_is_reported_and_the_training_continues(tmp_path):
     trainer, log = fit(small("svd-exact"), DataLoader(Augmented(), 4), tmp_path, LossLandscape(1, 1, 1e60, points=2))
     assert trainer.global_step == 1
     assert all(value != value for tag in LANDSCAPE for _, value in log[tag])

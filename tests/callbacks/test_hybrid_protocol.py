@@ -1,4 +1,4 @@
-"""When the layer is switched, what the checkpoints say, and that a killed run is the same run."""
+"""The epoch of the switch, the layer in the checkpoints, and a killed run that ends as if it had not been."""
 
 from pathlib import Path
 
@@ -40,7 +40,7 @@ class PowerCutError(Exception):
 
 
 class Watch(pl.Callback):
-    """Writes down the layer of every batch, and stops a run in the middle of an epoch."""
+    """Records the layer of every batch, and stops a run in the middle of an epoch."""
 
     def __init__(self, stop_in=None):
         self.stop_in, self.layers, self.stages = stop_in, [], []
@@ -84,7 +84,7 @@ def test_the_papers_protocol(tmp_path, caplog):
         fit(tmp_path, model(), hybrid(), watch=watch)
     second = (SECOND, {"taylor_degree": 7})
     assert watch.layers == 3 * [(FIRST, {})] + 4 * [second]
-    # Lightning steps the schedule before the last hook of an epoch: what is seen is the rate of the next
+    # Lightning steps the schedule before the last hook of an epoch, which sees the rate of the next epoch.
     assert [stage for stage, _ in watch.stages] == [0, 0, 0, 1, 1, 2, 2]
     assert [rate for _, rate in watch.stages][3:5] == pytest.approx([1e-2, 1e-3])
     said = [message for message in caplog.messages if message.startswith("hybrid")]
@@ -125,7 +125,7 @@ def test_a_killed_run_is_the_same_run(stop_in, stage, built_with, accumulate, tm
     stored = torch.load(tmp_path / "last.ckpt", weights_only=True)
     (state,) = (value for key, value in stored["callbacks"].items() if "HybridProtocol" in key)
     assert (stored["epoch"], state["stage"]) == (stop_in - 1, stage)
-    # what was trained with: here, at the edges of the stages too
+    # The layer that was trained with, at the edges of the stages too.
     names = {name: stored["hyper_parameters"][name] for name in ("meta_layer", "meta_options")}
     assert tuple(names.values()) == ((SECOND, {"taylor_degree": 7}) if stage else (FIRST, None))
 
@@ -137,7 +137,7 @@ def test_a_killed_run_is_the_same_run(stop_in, stage, built_with, accumulate, tm
     assert all(torch.equal(value, whole[name]) for name, value in network.state_dict().items())
 
 
-def test_a_switch_that_was_made_stands(tmp_path):
+def test_a_switch_that_was_made_remains(tmp_path):
     # in 4 epochs the last decay is at 3, in 8 epochs it is at 7
     fit(tmp_path, model(milestones=(3, 7)), hybrid(), 4)
     watch = Watch()
@@ -162,7 +162,7 @@ def test_a_switch_that_was_not_made_is_planned_anew(epochs, options, stop_in, st
     assert [name == SECOND for name, _ in watch.layers] == [stage > 0 for stage in stages]
 
 
-def test_a_third_layer_on_resuming_is_the_users_wish(tmp_path):
+def test_a_third_layer_on_resuming_is_used(tmp_path):
     with pytest.raises(PowerCutError):
         fit(tmp_path, model(), hybrid(), watch=Watch(2))
     watch = Watch()
@@ -247,7 +247,7 @@ def test_a_schedule_without_a_last_decay_is_refused(schedule, tmp_path):
         ({"svd_options": {"degree": 7}}, {}, "cannot be switched to: svd-taylor takes no option 'degree'"),
     ],
 )
-def test_what_cannot_be_is_said_before_the_first_batch(options, network, message, tmp_path):
+def test_mistakes_are_reported_before_the_first_batch(options, network, message, tmp_path):
     watch = Watch()
     with pytest.raises(ValueError, match=f"HybridProtocol: .*{message}|HybridProtocol: {message}") as error:
         fit(tmp_path, model(**network), hybrid(**options), watch=watch)
@@ -283,7 +283,7 @@ def test_from_the_command_line(main, demo, capsys):
     assert main(*fit, *again) == 0
     events = EventAccumulator("runs/demo/version_0")
     events.Reload()
-    # where a stage begins, or the run is gone on with, and at the end of each epoch
+    # Logged when a stage begins, when the run is resumed, and at the end of each epoch.
     expected = [(0, 0), (1, 0), (2, 0), (2, 1), (3, 1), (4, 2), (5, 2), (6, 2), (7, 2)]
     assert {(event.step, event.value) for event in events.Scalars("hybrid/stage")} <= set(expected)
     assert dict(expected) == {e.step: e.value for e in events.Scalars("hybrid/stage")}

@@ -144,7 +144,7 @@ def test_clipping_comes_after_and_scales_all_alike(training):
     torch.testing.assert_close(clipped, factor * R)
 
 
-def test_acts_on_the_parameter_behind_an_orthogonal_weight(training):
+def test_acts_on_the_parameter_of_an_orthogonal_weight(training):
     model = training.model(weight_treatment="orthogonal")
     record, _ = training(NearestOrthogonalGradient(), model=model, max_steps=1)
     parametrization = model.pre_svd_layer.parametrizations["weight"]

@@ -159,11 +159,11 @@ def test_the_schedule_of_every_group_is_what_it_was(training, plugins):
             assert group == pytest.approx(0.1 * 0.5**3)
     assert [rates[:2] for rates in seen[0]] == seen[1]
     assert [rates[2] for rates in seen[0]] == [rates[0] for rates in seen[1]]
-    # and some rate was not the scheduled one, or this test shows nothing
+    # Some rate was not the scheduled one, or this test shows nothing.
     assert taken != [rates[2] for rates in seen[0]] or plugins
 
 
-def test_a_step_that_the_scaler_skips_leaves_no_rate_behind(training):
+def test_a_step_that_the_scaler_skips_leaves_the_scheduled_rate(training):
     # the scale overflows elsewhere in the network; with the layer's own gradient finite a rate is found and not used
     callback = with_gradient(lambda w: 100 * w)
     model = training.model(lr_scheduler=exponential)
@@ -174,7 +174,7 @@ def test_a_step_that_the_scaler_skips_leaves_no_rate_behind(training):
     assert len({group["lr"] for group in trainer.optimizers[0].param_groups}) == 1
 
 
-def test_resuming_goes_on_as_if_never_stopped(training, tmp_path):
+def test_a_resumed_run_ends_as_if_never_stopped(training, tmp_path):
     def model():
         return training.model(optimizer=lambda p: torch.optim.SGD(p, lr=0.5, momentum=0.9), lr_scheduler=exponential)
 

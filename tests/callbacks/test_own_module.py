@@ -1,4 +1,4 @@
-"""The callbacks with a LightningModule of the user's, in plain Lightning: what they need is in their docstrings."""
+"""The callbacks with a LightningModule of the user's, in plain Lightning. Their docstrings say what it must offer."""
 
 import pytest
 import torch

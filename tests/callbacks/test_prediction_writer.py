@@ -1,4 +1,4 @@
-"""The CSV file of predictions: of any model, on one and two processes, and what becomes of an older file."""
+"""The CSV file of predictions: of any model, on one and two processes, in place of an older file."""
 
 import csv
 import os

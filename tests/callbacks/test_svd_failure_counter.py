@@ -1,6 +1,6 @@
-"""Decompositions that fail in known steps, and what the event file and the last line say of them.
+"""Decompositions that fail in known steps, and their numbers in the event file and the last line.
 
-The failures are injected (`tests.callbacks.parts.Breaker`): no finite symmetric matrix is known that LAPACK fails on.
+The failures are injected (`tests.callbacks.parts.Breaker`): LAPACK is not known to fail on any finite matrix.
 """
 
 import pytest
@@ -96,7 +96,7 @@ def test_a_checkpoint_of_validation_holds_the_epoch_before_it(tmp_path):
 def test_a_new_run_counts_from_zero(tmp_path, scalars):
     counter, model = SVDFailureCounter(), Plain()
     fit(tmp_path / "one", model, Breaker([1]), counter)
-    fit(tmp_path / "two", model, Breaker([7]), counter)  # the layer's own counts go on
+    fit(tmp_path / "two", model, Breaker([7]), counter)  # the layer itself counts on
     assert values(scalars, tmp_path / "one")["failures"] == [4, 4]
     assert values(scalars, tmp_path / "two")["failures"] == [0, 4]
 

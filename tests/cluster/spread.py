@@ -130,7 +130,7 @@ def trainer(devices, callbacks, **options):
 
 
 def train(name, devices, shift=0.0):
-    """What a training logged, its parameters and buffers, and what was counted.
+    """Train, and return the logged values, the parameters and buffers, and the counts.
 
     `shift`: by how much, relatively, each weight is moved before, up or down.
     """
@@ -166,7 +166,7 @@ def draw_images(folder):
 
 
 def resume_differently(folder, rank):
-    """What a process is told whose checkpoint is not that of the others."""
+    """The error of a process whose checkpoint is not that of the others."""
     path = folder / f"rank{rank}.ckpt"
     saving = trainer(2, [], logger=False, max_epochs=1)
     saving.fit(Plain(), datamodule=Fixed())
@@ -181,7 +181,7 @@ def resume_differently(folder, rank):
 
 
 def work(folder, processes):
-    """What each process does."""
+    """The work of each process."""
     results = {name: train(name, processes) for name in (TRAININGS if processes == 2 else IN_FOUR)}
     rank = torch.distributed.get_rank()
     if processes == 2:
@@ -197,7 +197,7 @@ def main(folder):
     torch.set_num_threads(1)
     draw_images(folder)
     for processes in (2, 4):
-        # torchrun, but for the imports of each process
+        # Like torchrun, without the imports of each process.
         options = {"run_id": "spread", "rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "start_method": "fork"}
         config = LaunchConfig(1, 1, processes, **options)
         elastic_launch(config, work)(folder, processes)

@@ -1,4 +1,4 @@
-"""bfloat16 training: every layer trains, and what it decomposes or multiplies is not in half precision."""
+"""bfloat16 training: every layer trains, and no decomposition or spectral product runs in half precision."""
 
 import pytest
 import torch
@@ -48,7 +48,7 @@ class Dtypes(TorchDispatchMode):
 
 @pytest.fixture
 def watched(monkeypatch):
-    """What happens inside the spectral functions, forward and backward, and in every decomposition anywhere."""
+    """The dtypes inside the spectral functions, forward and backward, and in every decomposition anywhere."""
     record, one_thread = Dtypes(), torch.get_num_threads()
     torch.set_num_threads(1)  # threads of their own would not be seen
 

@@ -1,4 +1,4 @@
-"""The scripts of configs/cluster: that they start the processes they say, with flags that the command line takes."""
+"""The scripts of configs/cluster start the processes they announce, with flags that the command line accepts."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ from tests.conftest import ROOT
 
 @pytest.fixture
 def started(tmp_path):
-    """What a script hands to its launcher: ``started("slurm.sh", "srun")``."""
+    """The arguments that a script hands to its launcher: ``started("slurm.sh", "srun")``."""
 
     def run(script, launcher):
         binaries, activate = tmp_path / "bin", tmp_path / ".venv" / "bin" / "activate"

@@ -1,4 +1,4 @@
-"""A SLURM job that is warned, requeued and started again by the same command: its folder, and what it goes on from."""
+"""A SLURM job that is warned, requeued and started again by the same command: its folder and its checkpoint."""
 
 import os
 import signal
@@ -40,7 +40,7 @@ def check(scalars, folder):
 
 @pytest.fixture
 def job(monkeypatch, tmp_path, main, demo):
-    """`fit` as a SLURM job of one task; what it told `scontrol` lies in the file ``asked``."""
+    """`fit` as a SLURM job of one task; the arguments of `scontrol` are in the file ``asked``."""
     for name, value in task(4711).items():
         monkeypatch.setenv(name, value)
     for name in ("MASTER_ADDR", "MASTER_PORT"):  # Lightning sets them
@@ -98,14 +98,14 @@ def two_nodes(tmp_path, demo):
     return run
 
 
-def test_both_nodes_stop_and_go_on(two_nodes, scalars, tmp_path):
+def test_both_nodes_stop_and_resume(two_nodes, scalars, tmp_path):
     status, seen = two_nodes()
     assert status == [WARNED, WARNED]
     assert (tmp_path / "asked").read_text() == "requeue 4711\n"
     # srun --kill-on-bad-exit ends the others when one ends: too early for whoever still asks
     assert min(seen.values()) > (tmp_path / "answered").stat().st_mtime
 
-    assert two_nodes(SLURM_RESTART_COUNT="1")[0] == [0, 0]  # the step of the warning is behind it
+    assert two_nodes(SLURM_RESTART_COUNT="1")[0] == [0, 0]  # the step of the warning is over
     folder = tmp_path / "runs/demo/version_4711"
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
     assert (tmp_path / "asked").read_text() == "requeue 4711\n"

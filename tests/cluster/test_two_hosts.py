@@ -33,7 +33,7 @@ def namespaces_are_allowed():
 
 @pytest.fixture
 def two_hosts(tmp_path, demo):
-    """`fit` on both hosts: what each of them printed."""
+    """`fit` on both hosts; returns the output of each."""
     separate = namespaces_are_allowed()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -61,7 +61,7 @@ def test_trains_switches_logs_once_and_resumes(two_hosts, scalars, tmp_path):
     first, second = two_hosts("--trainer.max_epochs", "2")
     assert "2 (SVD) with svd-pade" not in first
     assert "hybrid protocol, epoch 1: stage 1 (warm-up) with svd-pade" in first
-    # the second host has nothing to say of its own
+    # The second host prints nothing of its own.
     assert "validation top-1" in first
     assert "validation top-1" not in second
 

@@ -9,7 +9,7 @@ TRAINER = {
 
 
 class Small:
-    """Runs of 3 epochs of 4 steps on 9 augmented images; `start` is the command line but for what goes wrong."""
+    """Runs of 3 epochs of 4 steps on 9 augmented images; `start` is the command line without the fault."""
 
     STEPS = 4
     PARTS = "tests.faults.parts"

@@ -1,4 +1,4 @@
-"""Callbacks that make things go wrong in a real run: by class path on the command line."""
+"""Callbacks that cause faults in a real run, given by class path on the command line."""
 
 import contextlib
 import io
@@ -13,7 +13,7 @@ import torch
 
 
 class Poison(pl.Callback):
-    """Makes images, weights, activations or the gradient of some steps of one process not finite."""
+    """Puts non-finite values into images, weights, activations or the gradient, in some steps of one process."""
 
     def __init__(self, steps: list[int], what: str = "images", rank: int = 0, first_only: bool = False):
         self.steps, self.what, self.rank, self.first_only = steps, what, rank, first_only
@@ -58,7 +58,7 @@ class Signal(pl.Callback):
             processes = multiprocessing.active_children() if self.number != signal.SIGKILL else []
             pids = [str(process.pid) for process in processes]
             if pids:
-                subprocess.run(["kill", f"-{self.number}", *pids], check=True)  # as from outside
+                subprocess.run(["kill", f"-{self.number}", *pids], check=True)  # like a signal from outside
             os.kill(os.getpid(), self.number)
 
     def on_before_backward(self, trainer, module, loss):
@@ -71,7 +71,7 @@ class Signal(pl.Callback):
 
 
 class KillInSave(pl.Callback):
-    """Kills this process when half of a checkpoint is written: that of a step."""
+    """Kills this process when half of the checkpoint of a step is written."""
 
     def __init__(self, step: int):
         self.step = step
@@ -94,7 +94,7 @@ class KillInSave(pl.Callback):
 
 
 class Fill(pl.Callback):
-    """Fills the disk before a step; and logs what does not fit into the last page of the event file."""
+    """Fills the disk before a step; with `log`, also logs more than fits into the last page of the event file."""
 
     def __init__(self, step: int, folder: str, log: bool = False):
         self.step, self.folder, self.log = step, Path(folder), log

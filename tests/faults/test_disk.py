@@ -1,4 +1,4 @@
-"""A disk that is full, slow to say so, or not writable: one line, and what was saved before is whole."""
+"""A disk that is full, reports it late, or is not writable: one line, and the previous checkpoint is intact."""
 
 import os
 import re
@@ -36,7 +36,7 @@ def disk(tmp_path):
 def test_a_full_disk_while_saving(main, small, disk, error):
     folder = disk("8m")
     logger = ("--trainer.logger.save_dir", folder)
-    # a save before anything is logged again
+    # So that it saves before it logs again.
     rarely = ("--trainer.log_every_n_steps", 100, "--last.every_n_steps", 6)
     assert main(*small.start, *logger, *rarely, *small.fault("Fill", step=5, folder=folder)) == 1
     assert re.search(r"\.ckpt could not be written: No space left on device; the one from before is kept", error())
@@ -50,7 +50,7 @@ def test_a_full_disk_while_saving(main, small, disk, error):
 def test_a_full_disk_while_logging(main, small, disk, error):
     folder = disk("8m")
     logger = ("--trainer.logger.save_dir", folder, "--trainer.logger.dict_kwargs", "{max_queue: 1, flush_secs: 0}")
-    # nothing is saved before the log is written: epochs of 9 steps
+    # So that nothing is saved before the log is written: epochs of 9 steps.
     fault = small.fault("Fill", step=2, folder=folder, log="true")
     assert main(*small.start, *logger, "--data.batch_size", 1, *fault) == 1
     assert f"the log in {folder}/run could not be written: No space left on device" in error()
@@ -58,7 +58,7 @@ def test_a_full_disk_while_logging(main, small, disk, error):
 
 @pytest.mark.parametrize("close", [SummaryWriter.close, lambda writer: writer.file_writer.event_writer.close()])
 def test_no_event_is_lost_silently(disk, close):
-    """Not the last one either, after which TensorBoard looks for no error."""
+    """Not the last one either, after which TensorBoard does not check for errors."""
     writer = SummaryWriter(disk("64k"))
 
     def log():
@@ -83,8 +83,8 @@ def test_a_log_folder_that_cannot_be_written(main, small, disk, tmp_path, error,
     assert "Read-only file system" in line or "Not a directory" in line
 
 
-def test_a_write_that_is_cut_short_keeps_the_file_before(tmp_path):
-    """The same without any privilege: a limit on the size of files."""
+def test_a_write_that_is_cut_short_keeps_the_previous_file(tmp_path):
+    """The same without privileges: a limit on the size of files."""
     path, io = tmp_path / "last.ckpt", AtomicCheckpointIO()
     io.save_checkpoint({"epoch": 1, "state_dict": {"a": torch.zeros(10)}}, path)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -103,7 +103,7 @@ class Hostile:
         return open, ("executed", "w")
 
 
-def test_loading_executes_nothing_whatever_is_asked_for(tmp_path, monkeypatch):
+def test_loading_executes_nothing_even_if_asked_to(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save({"state_dict": Hostile()}, "hostile.ckpt")
     with pytest.raises(Exception, match="Weights only load failed"):

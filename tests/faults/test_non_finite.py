@@ -1,4 +1,4 @@
-"""A loss or a gradient that is not finite: named, and stopped or left out alike on all processes."""
+"""A non-finite loss or gradient: its cause is named, and all processes stop, or skip the step, together."""
 
 import re
 from types import SimpleNamespace
@@ -19,7 +19,11 @@ def layer(model):
     ("model", "what", "message"),
     [
         ("gap", "images", "step 2: rank 0 of 1, train/loss is nan: the batch contains non-finite values"),
-        ("gap", "weight", "step 2: rank 0 of 1, train/loss is nan: the weight backbone.stage1.0.weight contains non-finite"),
+        (
+            "gap",
+            "weight",
+            "step 2: rank 0 of 1, train/loss is nan: the weight backbone.stage1.0.weight contains non-finite",
+        ),
         ("gap", "activation", "step 2: rank 0 of 1, train/loss is nan: first non-finite output in backbone.stage1.0:"),
         (
             "gap",
@@ -34,9 +38,9 @@ def test_the_run_stops_and_says_where(main, small, error, model, what, message):
     assert message in error()
 
 
-def test_a_layer_says_itself_what_it_cannot_take(main, small, error):
+def test_a_layer_describes_the_reason_itself(main, small, error):
     model = (*layer("svd-exact"), "--model.dim", "null", "--model.spectral_dtype", "float32")
-    rarely = ("--trainer.log_every_n_steps", 100)  # it is known at once
+    rarely = ("--trainer.log_every_n_steps", 100)  # The layer reports it at once.
     assert main(*small.start, *model, *rarely, *small.fault("Poison", steps="[2]", what="huge")) == 1
     message = (
         "step 2: rank 0 of 1, train/loss is nan: svd-exact pooling of 64 channels: 2 of 2 samples have non-finite "
@@ -47,10 +51,10 @@ def test_a_layer_says_itself_what_it_cannot_take(main, small, error):
 
 @pytest.mark.parametrize("what", ["images", "gradient"])
 @pytest.mark.parametrize("model", ["gap", "svd-exact"])
-def test_a_step_that_is_left_out_leaves_no_trace(main, small, tmp_path, same, model, what):
+def test_a_skipped_step_leaves_no_trace(main, small, tmp_path, same, model, what):
     steps = ("--non_finite.policy", "skip", *layer(model), "--trainer.max_epochs", 1)
     steps += ("--trainer.callbacks+=SVDFailureCounter", "--trainer.callbacks+=ConditionNumberMonitor")
-    # the third of four steps is left out; and a run without the fourth is the same up to there
+    # The last two of four steps are skipped. A run of two steps is the same up to there.
     assert main(*small.start, *steps, *small.fault("Poison", steps="[2, 3]", what=what)) == 0
     assert main(*small.start, *steps, "--trainer.limit_train_batches", 2) == 0
     bad, good = small.read(tmp_path, 0), small.read(tmp_path, 1)
@@ -60,7 +64,7 @@ def test_a_step_that_is_left_out_leaves_no_trace(main, small, tmp_path, same, mo
     assert [count["calls"] for count in counts] == ([] if model == "gap" else [2 if what == "images" else 4])
 
 
-def test_statistics_that_are_not_finite_replace_no_checkpoint(main, small, tmp_path, error):
+def test_no_checkpoint_is_overwritten_with_non_finite_statistics(main, small, tmp_path, error):
     fault = small.fault("Poison", steps="[2]", what="statistics")
     assert main(*small.start, *GAP, "--last.every_n_steps", 1, "--trainer.limit_val_batches", 0, *fault) == 1
     assert "step 3: the statistics backbone.stage1.1.running_mean contain non-finite values" in error()
@@ -75,8 +79,8 @@ def test_the_first_of_accumulated_batches_counts_too(main, small, error):
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_weights_that_are_not_finite_replace_no_checkpoint(main, small, tmp_path, error, accumulate):
-    """Average pooling, whose steps are looked at when they are logged: here in none before the weights are lost."""
+def test_no_checkpoint_is_overwritten_with_non_finite_weights(main, small, tmp_path, error, accumulate):
+    """Average pooling, whose steps are checked when they are logged: here none before the weights diverge."""
     rarely = ("--trainer.log_every_n_steps", 100, "--trainer.accumulate_grad_batches", accumulate)
     rarely += ("--data.batch_size", 1)
     fault = small.fault("Poison", steps="[1]", what="gradient")
@@ -88,7 +92,7 @@ def test_weights_that_are_not_finite_replace_no_checkpoint(main, small, tmp_path
     assert all(value.isfinite().all() for value in checkpoint["state_dict"].values())
 
 
-def test_every_logged_step_is_looked_at(main, small, tmp_path, error):
+def test_every_logged_step_is_checked(main, small, tmp_path, error):
     often = ("--trainer.log_every_n_steps", 2, "--trainer.accumulate_grad_batches", 2, "--data.batch_size", 1)
     fault = small.fault("Poison", steps="[3]", what="weight")  # the fourth, the second that is logged
     assert main(*small.start, *GAP, *often, *fault) == 1
@@ -103,7 +107,7 @@ def test_validation_stops_at_its_end(main, small, tmp_path, error, model):
     assert not small.last(tmp_path).exists()
 
 
-def test_the_loss_scale_leaves_a_step_out_by_itself():
+def test_the_loss_scaler_skips_a_step_by_itself():
     model = torch.nn.Linear(2, 1)
     before, scaler = model.weight.clone(), torch.amp.GradScaler("cpu")
     optimizer = torch.optim.SGD(model.parameters(), lr=1)
@@ -118,7 +122,7 @@ SYNCHRONISED = ("--model.decorrelation", "svd-exact", "--model.decorrelation_opt
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", [GAP, layer("svd-exact"), SYNCHRONISED], ids=["gap", "svd-exact", "synchronised"])
-def test_two_processes_stop_alike(train, small, tmp_path, model):
+def test_two_processes_stop_together(train, small, tmp_path, model):
     rarely = ("--trainer.log_every_n_steps", 100)
     run = train(*small.start, *small.two, *model, *rarely, *small.fault("Poison", steps="[5]", rank=1), cwd=tmp_path)
     assert run.returncode == 1
@@ -128,7 +132,7 @@ def test_two_processes_stop_alike(train, small, tmp_path, model):
 
 
 @pytest.mark.slow
-def test_two_processes_stop_alike_after_validation(train, small, tmp_path):
+def test_two_processes_stop_together_after_validation(train, small, tmp_path):
     fault = small.fault("Poison", steps="[4]", what="validation", rank=1)
     run = train(*small.start, *small.two, *layer("svd-exact"), *fault, cwd=tmp_path)
     assert run.returncode == 1
@@ -137,7 +141,7 @@ def test_two_processes_stop_alike_after_validation(train, small, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", [(), SYNCHRONISED], ids=["pooling", "synchronised"])
-def test_two_processes_leave_out_alike(train, small, tmp_path, model):
+def test_two_processes_skip_together(train, small, tmp_path, model):
     skip = ("--non_finite.policy", "skip", "--non_finite.patience", 2, *model)
     skip += ("--trainer.callbacks+=ConditionNumberMonitor",)
     run = train(*small.start, *small.two, *skip, *small.fault("Poison", steps="[1, 5, 6]", rank=1), cwd=tmp_path)

@@ -1,4 +1,4 @@
-"""Processes that die or hang, and images that cannot be read: one line, no hang, what was saved before is whole."""
+"""Processes that die or hang, and unreadable images: one line, no hang, and the last checkpoint is intact."""
 
 import signal
 import time
@@ -15,16 +15,16 @@ def test_a_loader_process_that_is_killed(main, small, tmp_path, error):
 
 
 def test_loader_processes_do_not_outlive_a_run(train, small, tmp_path):
-    """... that fails in validation, while those of training wait."""
+    """The run fails in validation, while the loader processes of training wait."""
     start = time.time()
     fault = small.fault("Poison", steps="[4]", what="validation")
     run = train(*small.start, "--data.num_workers", 2, *fault, cwd=tmp_path)
     assert run.returncode == 1
     assert "error: val/loss is nan" in run.stderr
-    assert time.time() - start < 100  # 20 when nothing else runs; a loader process that is waited for takes forever
+    assert time.time() - start < 100  # 20 s on an idle machine; waiting for a loader process takes forever
 
 
-def test_an_image_that_breaks_in_the_middle_of_the_run(main, mini, small, tmp_path, error):
+def test_an_image_that_becomes_unreadable_during_the_run(main, mini, small, tmp_path, error):
     root = mini.class_folders(tmp_path / "data")
     start = (*small.start, "--data.root", root)
     assert main(*start, "--trainer.max_epochs", 1) == 0
@@ -36,8 +36,8 @@ def test_an_image_that_breaks_in_the_middle_of_the_run(main, mini, small, tmp_pa
 
 
 @pytest.mark.parametrize(("number", "timeout"), [(signal.SIGKILL, 59), (signal.SIGSTOP, 25)])
-def test_a_process_that_dies_or_hangs_takes_the_others_along(train, small, tmp_path, number, timeout):
-    """`timeout`: of the process group, also of its start; a process that dies is noticed at once."""
+def test_a_process_that_dies_or_hangs_ends_the_others(train, small, tmp_path, number, timeout):
+    """The time-out is that of the process group, also of its start; a process that dies is noticed at once."""
     fault = small.fault("Signal", step=5, number=int(number), rank=1)
     run = train(*small.start, *small.two, "--trainer.strategy.timeout", f"0:00:{timeout}", *fault, cwd=tmp_path)
     ended = time.time()

@@ -1,4 +1,4 @@
-"""A run that is stopped or killed goes on, and ends with the numbers of one that was not: parameters, bit by bit."""
+"""A run that is stopped or killed is resumed, and ends with the parameters of an uninterrupted run, bit by bit."""
 
 import signal
 import subprocess
@@ -22,7 +22,7 @@ RESUME = ("--ckpt_path", "last")
 
 @pytest.fixture(scope="module")
 def whole(train, small, tmp_path_factory):
-    """The last checkpoint of a run that nothing happened to."""
+    """The last checkpoint of an uninterrupted run."""
     folder = tmp_path_factory.mktemp("whole")
     run = train(*small.start, "--trainer.callbacks+=SVDFailureCounter", cwd=folder)
     assert run.returncode == 0, run.stderr
@@ -39,7 +39,7 @@ def whole(train, small, tmp_path_factory):
         (signal.SIGTERM, 8, True, 2, 8),
     ],
 )
-def test_a_stopped_run_goes_on_as_if_it_had_not_been(
+def test_a_stopped_run_ends_as_if_it_had_not_been(
     main, small, whole, same, tmp_path, number, step, in_validation, workers, stopped_at
 ):
     fault = small.fault("Signal", step=step, number=int(number), in_validation=str(in_validation).lower())
@@ -60,7 +60,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(
 def test_a_killed_run_loses_no_more_than_the_interval(train, main, small, whole, same, tmp_path, fault, saved):
     run = train(*small.start, "--last.every_n_steps", 3, *small.fault(**fault), cwd=tmp_path)
     assert run.returncode == -signal.SIGKILL
-    assert small.read(tmp_path)["global_step"] == saved  # what was half written is not there
+    assert small.read(tmp_path)["global_step"] == saved  # the checkpoint that was half written is not there
     left = {path.name for path in small.last(tmp_path).parent.iterdir()}
     assert left == {"best.ckpt", "last.ckpt"} | ({"last.ckpt.part"} if fault["name"] == "KillInSave" else set())
     assert main(*small.start, *RESUME) == 0
@@ -68,7 +68,7 @@ def test_a_killed_run_loses_no_more_than_the_interval(train, main, small, whole,
     assert {path.name for path in small.last(tmp_path).parent.iterdir()} == {"best.ckpt", "last.ckpt"}
 
 
-def test_accumulated_batches_are_not_torn_apart(main, small, same, tmp_path):
+def test_nothing_is_saved_between_accumulated_batches(main, small, same, tmp_path):
     start = (*small.start, "--trainer.accumulate_grad_batches", 2)
     assert main(*start) == 0
     assert main(*start, *small.fault("Signal", step=2, number=15)) == 143
@@ -84,7 +84,7 @@ PLATEAU = {"": "pytorch_lightning.cli.ReduceLROnPlateau", ".monitor": "val/loss"
 @pytest.mark.parametrize(
     ("options", "step"),
     [
-        # each epoch divides the rate by ten; stopped inside an epoch, and between two
+        # Each epoch divides the rate by ten; stopped mid-epoch, and between two epochs.
         ({f"--model.lr_scheduler{key}": value for key, value in PLATEAU.items()}, 5),
         ({f"--model.lr_scheduler{key}": value for key, value in PLATEAU.items()}, 3),
         ({"--trainer.max_steps": 12, "--trainer.max_epochs": -1}, 3),
@@ -95,7 +95,7 @@ PLATEAU = {"": "pytorch_lightning.cli.ReduceLROnPlateau", ".monitor": "val/loss"
     ],
     ids=lambda value: " ".join(value) if isinstance(value, dict) else str(value),
 )
-def test_other_runs_go_on_too(main, small, same, tmp_path, options, step):
+def test_other_runs_are_resumed_too(main, small, same, tmp_path, options, step):
     start = (*small.start, *(part for pair in options.items() for part in pair))
     assert main(*start) == 0
     assert main(*start, *small.fault("Signal", step=step, number=15)) == 143
@@ -107,8 +107,8 @@ def test_other_runs_go_on_too(main, small, same, tmp_path, options, step):
 
 
 @pytest.mark.parametrize("first", [6, 8])
-def test_a_run_with_more_steps_is_gone_on_with(main, small, same, tmp_path, first):
-    """... inside an epoch of 4 steps, and at its end."""
+def test_a_finished_run_is_resumed_with_more_steps(main, small, same, tmp_path, first):
+    """It had ended within an epoch of 4 steps, and at the end of one."""
     start = (*small.start, "--trainer.max_epochs", -1, "--trainer.max_steps")
     assert main(*start, 12) == 0
     assert main(*start, first) == 0
@@ -117,13 +117,13 @@ def test_a_run_with_more_steps_is_gone_on_with(main, small, same, tmp_path, firs
     assert read_run(small.last(tmp_path, 1).parents[1]).curves["train/loss"].steps.tolist() == list(range(12))
 
 
-def test_batches_in_an_order_of_lightnings_own_are_not_gone_on_with_inside(main, small, tmp_path):
+def test_nothing_is_saved_mid_epoch_if_lightning_chooses_the_order(main, small, tmp_path):
     start = (*small.start, "--trainer.overfit_batches", 3, "--trainer.limit_val_batches", 0)
     assert main(*start, *small.fault("Signal", step=4, number=15)) == 143
     assert small.read(tmp_path)["global_step"] == 3
 
 
-def test_two_processes_stop_together_and_one_goes_on(train, main, small, whole, tmp_path):
+def test_two_processes_stop_together_and_one_resumes(train, main, small, whole, tmp_path):
     fault = small.fault("Signal", step=5, number=15, rank=1)
     run = train(*small.start, *small.two, *fault, cwd=tmp_path)
     assert run.returncode == 143, run.stderr
@@ -135,7 +135,7 @@ def test_two_processes_stop_together_and_one_goes_on(train, main, small, whole, 
 
 @pytest.fixture
 def job(tmp_path, monkeypatch):
-    """A SLURM job; what ``scontrol`` was asked for is returned."""
+    """A SLURM job; returns the arguments that ``scontrol`` was called with."""
     for name, value in task(77).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("PATH", with_scontrol(tmp_path))
@@ -143,8 +143,8 @@ def job(tmp_path, monkeypatch):
     return lambda: asked.read_text() if asked.exists() else ""
 
 
-def test_slurm_requeues_and_goes_on(main, small, whole, same, tmp_path, monkeypatch, job):
-    # the time limit ends what the warning did not
+def test_slurm_requeues_and_resumes(main, small, whole, same, tmp_path, monkeypatch, job):
+    # The signal of the time limit after the warning.
     faults = (*small.fault("Signal", step=5, number=10), *small.fault("Signal", step=5, number=15))
     assert main(*small.start, *faults) == 138
     assert job() == "requeue 77\n"
@@ -157,13 +157,13 @@ def test_slurm_requeues_and_goes_on(main, small, whole, same, tmp_path, monkeypa
     assert len(list(config.parents[1].iterdir())) == 1
 
 
-def test_a_requeued_job_goes_on_with_its_own_run(main, small, tmp_path, monkeypatch, job):
-    """... and not once more with the checkpoint that the first start was given."""
+def test_a_requeued_job_resumes_its_own_run(main, small, tmp_path, monkeypatch, job):
+    """It does not resume again from the checkpoint that the first start was given."""
     assert main(*small.start, "--trainer.max_epochs", 1, "--trainer.logger.version", 0) == 0
     start = (*small.start, "--ckpt_path", small.last(tmp_path))
     assert main(*start, *small.fault("Signal", step=6, number=10)) == 138
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-    assert main(*start, *small.fault("Signal", step=5, number=15)) == 0  # a step that it does not come through again
+    assert main(*start, *small.fault("Signal", step=5, number=15)) == 0  # a step that it does not repeat
 
 
 def test_a_second_run_of_a_job_does_not_replace_the_first(main, small, tmp_path, job, error):
@@ -172,7 +172,7 @@ def test_a_second_run_of_a_job_does_not_replace_the_first(main, small, tmp_path,
     assert main(*short, "--model.meta_layer", "gap") == 1
     assert "job 77 has a run in runs/run/version_77 already: " in error()
     assert main(*short, "--model.meta_layer", "gap", "--trainer.logger.version", 1) == 0
-    # a file of Lightning's own requeue
+    # A file as Lightning's own requeue leaves it.
     small.last(tmp_path, 77).rename(tmp_path / "hpc_ckpt_1.ckpt")
     assert main("validate", *small.start[1:]) == 1
     assert "hpc_ckpt_1.ckpt would be loaded, wherever it is from" in error()
@@ -185,7 +185,7 @@ def test_a_warning_does_not_requeue_a_test(main, small, tmp_path, job):
     assert job() == ""
 
 
-def test_another_batch_size_inside_an_epoch_is_refused(main, small, tmp_path, error):
+def test_another_batch_size_mid_epoch_is_an_error(main, small, tmp_path, error):
     assert main(*small.start, *small.fault("Signal", step=5, number=15)) == 143
     assert main(*small.start, *RESUME, "--data.batch_size", 3) == 1
     assert "data.batch_size is 3, and 2 in the checkpoint, which is from the middle of an epoch" in error()
@@ -193,7 +193,7 @@ def test_another_batch_size_inside_an_epoch_is_refused(main, small, tmp_path, er
     assert main(*test) == 0
 
 
-def test_what_is_drawn_does_not_depend_on_the_processes_or_the_past(small):
+def test_order_and_augmentations_do_not_depend_on_the_processes_or_the_past(small):
     """Two ranks together have the images and the augmentations of one; an epoch can be begun anywhere."""
 
     progress = SimpleNamespace(current=SimpleNamespace(processed=0))
@@ -226,7 +226,7 @@ def test_what_is_drawn_does_not_depend_on_the_processes_or_the_past(small):
         ("validate", signal.SIGTERM, "stopped by SIGTERM"),
     ],
 )
-def test_what_is_said_of_a_stopped_command(main, small, capsys, command, number, said):
+def test_the_last_line_of_a_stopped_command(main, small, capsys, command, number, said):
     fault = small.fault("Signal", step=0, number=int(number), in_validation=str(command == "validate").lower())
     assert main(command, *small.start[1:], *fault) == 128 + number
     assert capsys.readouterr().err.splitlines()[-1] == said

@@ -1,4 +1,4 @@
-"""The three callbacks in two gloo processes, one of which meets failures: they log what one process logs."""
+"""Monitors and protocol in two gloo processes, one of which meets failures: they log the values of one process."""
 
 import itertools
 
@@ -33,7 +33,7 @@ def broken(rank, steps):
 
 @pytest.fixture
 def runs(main, train, tmp_path):
-    """A run of one process, and one that two processes resume after its second epoch; what the latter says."""
+    """The folder of a run of one process and of one that two processes resume, and the messages of the latter."""
     (tmp_path / "run.yaml").write_text(CONFIG)
     fit = ("fit", "--config", "run.yaml", "--trainer.logger.save_dir")
     assert main(*fit, "whole") == 0
