@@ -4,15 +4,16 @@ import os
 import signal
 
 
-def interrupted(*_: object) -> None:
-    """End at once and quietly."""
+def end_quietly(*_: object) -> None:
+    """Answer Ctrl+C by ending at once, without a traceback."""
     os.write(2, b"interrupted\n")
     os._exit(128 + signal.SIGINT)
 
 
 if __name__ == "__main__":
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # nohup has it ignored
-        signal.signal(signal.SIGINT, interrupted)  # until the run begins: imports take seconds
+    # The imports take seconds, in which Ctrl+C would print a traceback. A program under nohup keeps ignoring it.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, end_quietly)
     from app.cli.main import main
 
     main()

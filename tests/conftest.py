@@ -25,14 +25,14 @@ def main(monkeypatch, tmp_path):
     from app.cli.main import main as entry
 
     def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["train.py", *map(str, arguments)])
         try:
-            entry()
+            entry([str(argument) for argument in arguments])
         except SystemExit as end:
             return end.code
         return 0
 
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", sys.path.copy())  # the command line appends the current folder
     return run
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints that are written whole or not at all."""
+"""Write checkpoints whole or not at all."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes beside the checkpoint, and puts the file in its place when it is complete and on the disk.
 
-    A process that is killed, or a disk that is full, leaves the checkpoint that was there before, and at most a file
-    ``NAME.part``, which the next save overwrites. Lightning writes to the system's temporary folder; from there to
-    another file system a file can only be copied, and a copy can be cut short. Files are read with
-    ``weights_only=True``, so that nothing in them is executed. URLs are left to Lightning.
+    A process that is killed, or a disk that is full, leaves the previous checkpoint, and at most a file ``NAME.part``,
+    which the next save overwrites. Lightning 2.6 writes to the system's temporary folder
+    (https://github.com/Lightning-AI/pytorch-lightning/issues/21253): from there to another file system a file can only
+    be copied, and a copy can be cut short. Files are read with ``weights_only=True``, so that nothing in them is
+    executed. URLs are left to Lightning.
 
     Raises:
         OSError: in `save_checkpoint`, if the file cannot be written; the message names it.
@@ -38,7 +39,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             _flush_folder(path.parent)
         except OSError as error:
             part.unlink(missing_ok=True)
-            kept = "the one from before is kept" if path.exists() else "there is none from before"
+            kept = "there is none from before"
+            if path.exists():
+                kept = "the one from before is kept"
             raise OSError(f"checkpoint {path} could not be written: {error.strerror or error}; {kept}") from error
 
     def load_checkpoint(
@@ -53,7 +56,7 @@ def _write(checkpoint: dict[str, Any], path: Path) -> None:
         try:
             torch.save(checkpoint, file)
         except RuntimeError as error:
-            # torch finds out that a write was cut short, and hides why
+            # Torch notices that a write was cut short, and hides the reason.
             if isinstance(cause := error.__context__, OSError):
                 raise cause from error
             raise
@@ -62,7 +65,7 @@ def _write(checkpoint: dict[str, Any], path: Path) -> None:
 
 
 def _flush_folder(folder: Path) -> None:
-    """After a power failure too, the name in the folder is that of the new file; not all file systems can do this."""
+    """Make the new name survive a power failure too, on file systems that can do this."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):

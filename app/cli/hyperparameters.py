@@ -1,120 +1,170 @@
-"""What a model is built from where a checkpoint and the command line both have something to say."""
+"""Merge the hyper-parameters of a checkpoint with those of the command line."""
 
 from __future__ import annotations
 
-import re
+import importlib.util
 import sys
 from typing import Any
 
+import yaml
+from jsonargparse import Namespace
 from pytorch_lightning.utilities import rank_zero_info
 
+from app.cli.given_arguments import plain
 from app.models.backbones import BACKBONES
-from app.models.pretrained import read_checkpoint
+from app.models.torch_files import read_checkpoint
 
 OPTIONS_OF = {"meta_layer": "meta_options", "decorrelation": "decorrelation_options"}
 """Arguments of the model whose options belong to them."""
 
-ARCHITECTURE = {"backbone", "dim", "spectral_dtype", "downsampling", "stem", *OPTIONS_OF, *OPTIONS_OF.values()}
+DECORRELATION = {"decorrelation", "decorrelation_options"}
+ARCHITECTURE = {
+    "backbone",
+    "downsampling",
+    "stem",
+    "dim",
+    "spectral_dtype",
+    "function",
+    "feature_normalisation",
+    "meta_layer",
+    "meta_options",
+    *DECORRELATION,
+}
 """Arguments of the model that fine-tuning takes from a checkpoint."""
 
 WEIGHTS = {"weights", "init_from"}
 """Arguments of the model that say where its weights come from."""
 
-NEEDED = {"state_dict": dict, "hyper_parameters": dict, "pytorch-lightning_version": str}
-"""What every checkpoint of this program holds."""
 
-NEEDED_TO_GO_ON = {"loops": dict, "optimizer_states": list, "lr_schedulers": list}
-"""What else ``fit`` needs."""
+def merge_run(checkpoint: dict[str, Any], model: Namespace, path: str, given: set[str]) -> None:
+    """Set the model's arguments to those of a checkpoint, except those that the command line itself gives.
 
-
-def read_run(path: str, fitting: bool) -> dict[str, Any]:
-    """A checkpoint that holds what Lightning and `take_hyperparameters` take for granted.
+    Args:
+        checkpoint: the checkpoint, as `read_run` returns it.
+        model: the configuration of the model, which is changed.
+        path: the file of the checkpoint.
+        given: names of the arguments that the command line itself gives.
 
     Raises:
-        ValueError: for any other file.
+        ValueError: if the checkpoint is of another class, or an argument is an object (see `_merge`).
     """
-    try:
-        checkpoint = read_checkpoint(path)
-    except ValueError as error:
-        raise ValueError(f"--ckpt_path {path} is no checkpoint that can be read: {error}") from error
-    if not isinstance(checkpoint, dict):
-        raise foreign(path, f"it holds a {type(checkpoint).__name__}")
-    for key, kind in {**NEEDED, **(NEEDED_TO_GO_ON if fitting else {})}.items():
-        if key not in checkpoint:
-            weights = f"; to start from its weights, --model.init_from {path}" if "state_dict" in checkpoint else ""
-            raise foreign(path, f"it holds no {key}{weights}")
-        if not isinstance(checkpoint[key], kind):
-            raise foreign(path, f"{key} is a {type(checkpoint[key]).__name__}, not a {kind.__name__}")
-    if not isinstance(checkpoint["hyper_parameters"].get("_class_path"), str):
-        raise foreign(path, "it names no model")
-    return checkpoint
-
-
-def foreign(path: str, why: str) -> ValueError:
-    """The error for a file that something else has written."""
-    return ValueError(f"--ckpt_path {path} is no checkpoint of this program: {why}")
-
-
-def take_hyperparameters(checkpoint: dict[str, Any], model: Any, path: str) -> None:
-    """The checkpoint's hyper-parameters stand, but those given on the command line itself win."""
-    stored = dict(checkpoint["hyper_parameters"])
+    stored = dict(checkpoint.get("hyper_parameters") or {})
+    # Lightning's note of how to build the object, which only `load_from_checkpoint` uses.
     stored.pop("_instantiator", None)
-    stored_class = stored.pop("_class_path")
-    if stored_class.rsplit(".", 1)[-1] != model["class_path"].rsplit(".", 1)[-1]:
+    stored_class = stored.pop("_class_path", model["class_path"])
+    if _short_name(stored_class) != _short_name(model["class_path"]):
         raise ValueError(f"--ckpt_path {path} holds a {stored_class}, the configuration asks for {model['class_path']}")
-    given = _given_model_keys(sys.argv[1:])
-    for key in WEIGHTS:
-        if key in given:
-            rank_zero_info(f"model.{key} is not used: the weights are those of {path}")
-    _settle(model["init_args"], stored, given)
-    for key in WEIGHTS & set(model["init_args"].keys()):
-        model["init_args"][key] = None
-
-
-def take_architecture(model: Any) -> None:
-    """Fine-tune the network that a checkpoint of this program holds: its backbone and pooling, not its classifier."""
-    path = model["init_args"].get("init_from")
-    if not path:
+    arguments = model.get("init_args")
+    if arguments is None:  # a class without arguments
         return
+    for key in sorted(WEIGHTS & given):
+        rank_zero_info(f"model.{key} is not used: the weights are those of {path}")
+    _merge(arguments, stored, path, given)
+    for key in WEIGHTS & set(vars(arguments)):
+        arguments[key] = None
+
+
+def merge_architecture(model: Namespace, given: set[str]) -> None:
+    """Set backbone and pooling to those of the checkpoint in ``init_from``, if it is one of this program.
+
+    The classifier stays that of the configuration: fine-tuning is for other classes.
+
+    Args:
+        model: the configuration of the model, which is changed.
+        given: names of the arguments that the command line itself gives.
+
+    Raises:
+        ValueError: if an argument is an object (see `_merge`).
+    """
+    path = model["init_args"]["init_from"]
     try:
         checkpoint = read_checkpoint(path)
     except ValueError:
-        return  # the model says what is wrong with the file
+        return  # the model reports what is wrong with the file
     stored = checkpoint.get("hyper_parameters") if isinstance(checkpoint, dict) else None
-    if isinstance(stored, dict) and str(stored.get("backbone")) in BACKBONES:  # other programs have other names
-        stored = {key: value for key, value in stored.items() if key in ARCHITECTURE}
-        if stored.get("decorrelation") is None:  # a network that had none may be given one
-            stored = {key: value for key, value in stored.items() if not key.startswith("decorrelation")}
-        _settle(model["init_args"], stored, _given_model_keys(sys.argv[1:]))
+    if not isinstance(stored, dict) or not _is_backbone(stored.get("backbone")):
+        return
+    wanted = ARCHITECTURE
+    if stored.get("decorrelation") is None:
+        # A network without decorrelation may be given one when it is fine-tuned.
+        wanted = ARCHITECTURE - DECORRELATION
+    _merge(model["init_args"], {key: stored[key] for key in stored if key in wanted}, path, given)
 
 
-def _settle(arguments: Any, stored: dict[str, Any], given: set[str]) -> None:
-    """What the checkpoint stores stands, but for what is given on the command line itself; say what differs."""
+def _is_backbone(stored: Any) -> bool:
+    """Return whether a stored value is a backbone of this program: other programs have other names for theirs."""
+    return names_a_class(stored) if isinstance(stored, dict) else stored in BACKBONES
+
+
+def _merge(arguments: Namespace, stored: dict[str, Any], path: str, given: set[str]) -> None:
+    """Take over stored values except those that the command line itself gives, and print the differences.
+
+    Raises:
+        ValueError: if a stored value names a class. A configuration is instantiated, so that a checkpoint from somebody
+            else could otherwise run any command: such a value counts only if the configuration has it too.
+    """
     for layer, its_options in OPTIONS_OF.items():
-        if layer in given and arguments.get(layer) != stored.get(layer):
+        if layer in given and plain(arguments.get(layer)) != stored.get(layer):
             given = given | {its_options}
     for key, value in stored.items():
-        here = arguments.get(key)
-        here = here.as_dict() if hasattr(here, "as_dict") else here
-        if here == value or key not in arguments:
+        if key not in arguments:
             continue
-        where, winner = ("on the command line",) * 2 if key in given else ("in the configuration", "in the checkpoint")
-        rank_zero_info(f"model.{key}: {value} in the checkpoint, {here} {where}: what is {winner} wins")
-        if key not in given:
+        here = plain(arguments[key])
+        if here == value:
+            continue
+        if key in given:
+            _print_difference(key, value, f"{here} on the command line", "command line")
+        elif names_a_class(value):
+            raise ValueError(
+                f"{path} was made with an object as model.{key}, which is not taken from a file: give --model.{key}"
+            )
+        else:
+            _print_difference(key, value, f"{here} in the configuration", "checkpoint")
             arguments[key] = value
 
 
-def _given_model_keys(arguments: list[str]) -> set[str]:
-    """The names of the model's arguments that stand on the command line itself.
+def _print_difference(key: str, stored: Any, here: str, winner: str) -> None:
+    rank_zero_info(f"model.{key}: {stored} in the checkpoint, {here}: the {winner} wins")
 
-    Raises:
-        ValueError: for a whole model there (``--model FILE``, ``--model JSON``): what of it should win is not plain.
-    """
-    for name, value in zip(arguments, [*arguments[1:], ""], strict=True):
-        whole = value if name == "--model" else name.removeprefix("--model=") if name.startswith("--model=") else "Name"
-        if not whole.isidentifier():
-            raise ValueError(
-                "with --ckpt_path or init_from, give single values of the model (--model.KEY VALUE), not it as a whole"
-            )
-    pattern = re.compile(r"--model\.(?:init_args\.)?(\w+)")
-    return {match[1] for argument in arguments if (match := pattern.match(argument))}
+
+def names_a_class(value: Any) -> bool:
+    """Return whether a stored value has a ``class_path`` or an import path at any depth, and would become an object."""
+    pending, seen = [value], dict[int, Any]()
+    while pending:
+        entry = pending.pop()
+        if id(entry) in seen:  # Lists that contain each other would be visited forever.
+            continue
+        seen[id(entry)] = entry
+        if isinstance(entry, dict):
+            if "class_path" in entry:
+                return True
+            pending += entry.values()
+        elif isinstance(entry, list | tuple | set):
+            pending += entry
+        elif isinstance(entry, str):
+            if _is_import_path(entry):
+                return True
+            pending.append(_as_yaml(entry))
+    return False
+
+
+def _is_import_path(text: str) -> bool:
+    """Return whether a text is the path of a class or function, which jsonargparse would import."""
+    parts = text.split(".")
+    if len(parts) == 1 or not all(part.isidentifier() for part in parts):
+        return False
+    return parts[0] in sys.modules or importlib.util.find_spec(parts[0]) is not None
+
+
+def _as_yaml(text: str) -> Any:
+    """Return what a text says as YAML, as jsonargparse reads texts where any value is accepted; else ``None``."""
+    try:
+        value = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError):
+        return None
+    return None if value == text else value
+
+
+def _short_name(class_path: str) -> str:
+    """Return the name of a class without its module, which has changed since older checkpoints were written."""
+    return class_path.rsplit(".", 1)[-1]

@@ -2,55 +2,53 @@
 
 from __future__ import annotations
 
-import os
-import re
 import signal
-import subprocess
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
-from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
-from pytorch_lightning.plugins.environments import SLURMEnvironment
+from jsonargparse import Namespace
+from pytorch_lightning.callbacks import LearningRateMonitor
+from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities import rank_zero_info
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-import app.models.classifier  # noqa: F401 - importing makes the classes known by their short names
+import app.models.classifier
 import callbacks
-import datamodules  # noqa: F401
+import datamodules  # noqa: F401 - importing makes the classes known by their short names
 from app.cli.checkpoint_io import AtomicCheckpointIO
-from app.cli.hyperparameters import foreign, read_run, take_architecture, take_hyperparameters
-from app.cli.lightning_compat import LoopCounters
-from app.cli.processes import leave_process_group
+from app.cli.given_arguments import given_model_keys
+from app.cli.hyperparameters import merge_architecture, merge_run
+from app.cli.last_line import end_progress_bar, fit_line, print_predictions
+from app.cli.lightning_compat import (
+    LoopCounters,
+    allocation_without_srun,
+    end_child_processes,
+    ignore_unfounded_warnings,
+    interrupted_by_user,
+    leave_process_group,
+    refuse_checkpoint_of_requeue,
+)
+from app.cli.messages import explain
+from app.cli.number_of_classes import take_number_of_classes
+from app.cli.parser import DESCRIPTION, HelpFormatter, Parser, constructor_error
+from app.cli.run_checkpoint import read_run
 from app.cli.run_folder import (
     find_checkpoint,
     logger_arguments,
-    refuse_requeue_of_lightning,
     restarted,
     run_folder,
     stay_in_folder_of_job,
     version_of,
 )
-from app.console.errors import (
-    describe,
-    errors_of_threads,
-    fail,
-    follows,
-    one_line,
-    passed,
-    print_newline_after_progress_bar,
-    wants_traceback,
-)
-
-RESTORING = ("checkpoint_connector.py", ("restore", "_restore", "resume"))
-"""Where Lightning takes a checkpoint apart: a file, and the beginnings of the names of functions."""
-
-PATIENCE = 5.0
-"""Seconds that the processes of a failed run have to end."""
+from app.console.errors import fail, one_line, wants_traceback
+from app.console.plugins import import_plugins
+from app.console.threads import errors_of_threads
+from callbacks.best_checkpoint import DEFAULT_METRIC, BestCheckpoint
 
 UNREADABLE_IMAGES = 3
 """Exit status of a prediction that went through, but could not read some of the images."""
@@ -64,29 +62,18 @@ ALWAYS: tuple[type[pl.Callback], ...] = (
 )
 """Callbacks of every run that have no options."""
 
-
-class Parser(LightningArgumentParser):
-    """Ends with one line instead of the whole usage."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        if wants_traceback() and ex is not None:
-            raise ex
-        if "Problems parsing config" in message:
-            message = f"{' '.join(_given_files(sys.argv[1:]))} is no valid YAML: {message}"
-        given = {argument.partition("=")[0] for argument in sys.argv}
-        if (key := re.search(r'Parser key "(\w+)"', message)) and f"--{key[1]}" in given:
-            message = message.replace(key[0], f'Parser key "--{key[1]}"')
-        fail(message, status=2)
+# Configurations of runs from before the files moved name the classifier by its old module.
+sys.modules["app.classifier"] = app.models.classifier
 
 
 class CLI(LightningCLI):
     """``python train.py {fit,validate,test,predict} --config FILE [--model.KEY VALUE ...]``."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
         parser.set_defaults(
             {
-                "checkpoint.monitor": "val/top1",
+                "checkpoint.monitor": DEFAULT_METRIC,
                 "checkpoint.mode": "max",
                 "checkpoint.filename": "best",
                 "checkpoint.enable_version_counter": False,
@@ -103,26 +90,51 @@ class CLI(LightningCLI):
             "in config.yaml and changes nothing",
         )
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse the arguments of `main`; Lightning would warn that the program has arguments of its own too."""
+        self.arguments: list[str] = list(args or [])
+        self.config = parser.parse_args(self.arguments)
+
     def _parse_ckpt_path(self) -> None:
-        """Find the checkpoint, and settle the model between the checkpoint and the command line."""
+        """Find the checkpoint, and merge its hyper-parameters with the configuration.
+
+        Lightning 2.6 lets those of the checkpoint win over the command line too
+        (https://github.com/Lightning-AI/pytorch-lightning/pull/21455).
+        """
         subcommand = self.config["subcommand"]
-        options, fitting = self.config[subcommand], subcommand == "fit"
-        if fitting:
+        options = self.config[subcommand]
+        if subcommand == "fit":
             stay_in_folder_of_job(options)
-            if restarted() and options.get("ckpt_path") != "last":
-                options["ckpt_path"] = find_checkpoint("last", options, fitting) or options.get("ckpt_path")
-        if options.get("ckpt_path") in ("last", "best"):
-            options["ckpt_path"] = find_checkpoint(options["ckpt_path"], options, fitting)
-        path = options.get("ckpt_path")
-        if not path and subcommand == "predict":
+        path = self._find_checkpoint(subcommand, options)
+        if path:
+            self._merge_checkpoint(subcommand, options, path)
+        elif subcommand == "predict":
             raise ValueError("predict needs a trained network: --ckpt_path best, last, or a file")
-        if not path:
-            refuse_requeue_of_lightning(options)
-            take_architecture(options["model"])
-            return
+        else:
+            refuse_checkpoint_of_requeue(options)
+            if options["model"].get("init_args.init_from"):
+                merge_architecture(options["model"], self._given_model_keys(options))
+        # Here, because the hyper-parameters for checkpoints are copied when the first class is instantiated.
+        take_number_of_classes(self._parser(subcommand), options)
+
+    def _find_checkpoint(self, subcommand: str, options: Namespace) -> str | None:
+        fitting, path = subcommand == "fit", options.get("ckpt_path")
+        if fitting and path != "last" and restarted():
+            path = find_checkpoint("last", options, fitting) or path
+        if path in ("last", "best"):
+            path = find_checkpoint(path, options, fitting)
+        options["ckpt_path"] = path
+        return path
+
+    def _merge_checkpoint(self, subcommand: str, options: Namespace, path: str) -> None:
         if not Path(path).is_file():
             raise FileNotFoundError(f"--ckpt_path {path} does not exist")
-        take_hyperparameters(read_run(path, fitting), options["model"], path)
+        our_model = options["model"]["class_path"].startswith("app.models.")
+        checkpoint = read_run(path, subcommand, our_model=our_model)
+        merge_run(checkpoint, options["model"], path, self._given_model_keys(options))
+
+    def _given_model_keys(self, options: Namespace) -> set[str]:
+        return given_model_keys(self.parser, options, self.arguments)
 
     def before_instantiate_classes(self) -> None:
         options = self.config[self.subcommand]
@@ -132,17 +144,23 @@ class CLI(LightningCLI):
         if self.subcommand == "fit":
             return
         self.save_config_kwargs["config_filename"] = f"config_{self.subcommand}.yaml"
-        # results of a checkpoint belong to its run
+        # Results of a checkpoint belong to its run.
         folder = Path(options.get("ckpt_path") or "").resolve().parent
         logger = logger_arguments(options)
         if logger and folder.name == "checkpoints" and folder.parents[1] == run_folder(options).resolve():
             logger["version"] = version_of(folder.parent)
 
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            raise constructor_error(error) from error.__cause__
+
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         try:
             trainer = super().instantiate_trainer(**kwargs)
         except (KeyError, RuntimeError) as error:
-            if SLURMEnvironment.detect() and "SLURM_PROCID" not in os.environ:
+            if allocation_without_srun():
                 raise ValueError(
                     "this is a SLURM allocation, but the command was not started by srun: use srun python train.py "
                     "..., or name the allocation interactive (salloc -J interactive)"
@@ -155,80 +173,51 @@ class CLI(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         if callable(signal.getsignal(signal.SIGINT)):  # until here train.py answered; nohup's ignoring stays
             signal.signal(signal.SIGINT, signal.default_int_handler)
-        options = self.config[subcommand]
         try:
-            with errors_of_threads(str(run_folder(options))):
+            with errors_of_threads(str(run_folder(self.config[subcommand]))):
                 super()._run_subcommand(subcommand)
         except BaseException as error:
-            _end_processes(self.trainer)
-            if follows(error, KeyboardInterrupt):
-                goes_on = ": --ckpt_path last goes on after the last save" if subcommand == "fit" else ""
-                print(f"interrupted{goes_on}", file=sys.stderr)
+            end_child_processes(self.trainer)
+            if interrupted_by_user(error):
+                hint = ": --ckpt_path last resumes from the last save" if subcommand == "fit" else ""
+                print(f"interrupted{hint}", file=sys.stderr)
                 sys.exit(128 + signal.SIGINT)
             if isinstance(error, SIGTERMException) and subcommand != "fit":
                 print("stopped by SIGTERM", file=sys.stderr)
                 sys.exit(128 + signal.SIGTERM)
-            if isinstance(error, LookupError | TypeError | AttributeError) and passed(error, *RESTORING):
-                raise foreign(options["ckpt_path"], f"{type(error).__name__} {error} while it was restored") from error
+            if isinstance(error, Exception):
+                end_progress_bar(self.trainer)
             raise
 
     def after_fit(self) -> None:
-        """The last line: how good, and where."""
         log_dir = self.trainer.log_dir  # a broadcast: every process takes part
-        if not self.trainer.is_global_zero:
-            return
-        done, top1 = self.trainer.current_epoch, self.trainer.callback_metrics.get("val/top1")
-        if not done:
-            print(f"no epoch was finished (max_epochs {self.trainer.max_epochs})")
-            return
-        checkpoint = self.trainer.checkpoint_callback
-        best = getattr(checkpoint, "best_model_score", None)
-        parts = [f"{done} epochs done, no validation now" if top1 is None else f"validation top-1 {top1:.4f}"]
-        if checkpoint is not None and best is not None:
-            parts[0] += f" (best {best:.4f})"
-            parts += [f"checkpoint {_relative(checkpoint.best_model_path)}"]
-        if log_dir:
-            parts += [f"log {_relative(log_dir)}"]
-        print("; ".join(parts))
+        if self.trainer.is_global_zero:
+            print(fit_line(self.trainer, log_dir))
 
     def after_predict(self) -> None:
         writer = next(c for c in self.trainer.callbacks if isinstance(c, callbacks.PredictionWriter))
-        if self.trainer.is_global_zero:
-            for file, error in writer.unreadable:
-                print(f"unreadable, skipped: {file}: {error}", file=sys.stderr)
-            if writer.written:
-                print(f"{len(writer.rows)} images predicted, {len(writer.unreadable)} unreadable: {writer.output}")
+        print_predictions(self.trainer, writer)
         if writer.unreadable:
             sys.exit(UNREADABLE_IMAGES)
 
 
-def main(cli: type[CLI] = CLI) -> None:
-    """Run the command line `cli`; an error is one line, with its traceback where ``APP_TRACEBACK`` is set."""
-    # Lightning 2.6 with newer torch: its own use of a deprecated name, and advice that does not hold for data in memory
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    # our data can be gone on with inside an epoch: datamodules/order.py
-    warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
+def main(arguments: Sequence[str] | None = None, cli: type[CLI] = CLI) -> None:
+    """Run a command line; an error is one line, with its traceback where ``APP_TRACEBACK`` is set.
+
+    Args:
+        arguments: the command line without the program; ``None``: that of this process.
+        cli: the command line to run.
+    """
     warnings.formatwarning = lambda message, *_, **__: f"warning: {one_line(str(message))}\n"
+    ignore_unfounded_warnings()
+    arguments = import_plugins(sys.argv[1:] if arguments is None else arguments)
     try:
-        cli(
-            trainer_defaults={
-                "logger": {
-                    "class_path": "TensorBoardLogger",
-                    "init_args": {"save_dir": "runs", "name": "run", "default_hp_metric": False},
-                },
-                "callbacks": [LearningRateMonitor(), *(callback() for callback in ALWAYS)],
-            },
-            seed_everything_default=0,
-            parser_class=Parser,
-            auto_configure_optimizers=False,
-        )
-        leave_process_group()
+        run(arguments, cli)
     except SIGTERMException:
         print("stopped by SIGTERM before the training began", file=sys.stderr)
         sys.exit(128 + signal.SIGTERM)
     except callbacks.StoppedBySignal as stop:
-        rank_zero_info(f"stopped by {stop.signal.name}: --ckpt_path last goes on where the run was saved")
+        rank_zero_info(f"stopped by {stop.signal.name}: --ckpt_path last resumes where it was saved")
         leave_process_group()
         raise
     except KeyboardInterrupt:
@@ -237,32 +226,23 @@ def main(cli: type[CLI] = CLI) -> None:
     except Exception as error:
         if wants_traceback():
             raise
-        print_newline_after_progress_bar(error)
-        fail(describe(error))
+        fail(explain(error))
 
 
-def _end_processes(trainer: pl.Trainer) -> None:
-    """Let the processes that this one started say what is wrong, and end those that hang.
-
-    Lightning watches the same list, and would kill this process when one of them has ended.
-    """
-    watched = getattr(trainer.strategy.launcher, "procs", [])
-    processes = watched.copy()
-    watched.clear()
-    for process in processes:
-        try:
-            process.wait(timeout=PATIENCE)
-        except subprocess.TimeoutExpired:
-            process.kill()
-
-
-def _given_files(arguments: list[str]) -> list[str]:
-    """What stands behind ``--config`` on the command line."""
-    pairs = zip(arguments, [*arguments[1:], ""], strict=True)
-    return [
-        value if name in ("-c", "--config") else name for name, value in pairs if name.startswith(("-c", "--config"))
-    ]
-
-
-def _relative(path: str) -> str:
-    return os.path.relpath(path)
+def run(arguments: Sequence[str], cli: type[CLI]) -> None:
+    """Run a command line, and raise its errors."""
+    cli(
+        args=list(arguments),
+        trainer_defaults={
+            "logger": {
+                "class_path": "TensorBoardLogger",
+                "init_args": {"save_dir": "runs", "name": "run", "default_hp_metric": False},
+            },
+            "callbacks": [LearningRateMonitor(), *(callback() for callback in ALWAYS)],
+        },
+        seed_everything_default=0,
+        parser_class=Parser,
+        parser_kwargs={"description": DESCRIPTION, "formatter_class": HelpFormatter},
+        auto_configure_optimizers=False,
+    )
+    leave_process_group()

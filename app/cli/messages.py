@@ -1,0 +1,57 @@
+"""Messages of torch and Lightning that users of ``train.py`` meet, rewritten to say what to do."""
+
+from __future__ import annotations
+
+import re
+
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+from app.console.errors import SELF_EXPLANATORY, describe, wants_traceback
+
+MEANINGS = {
+    # Of torch's loader; mostly the system killed the process because memory ran out.
+    r"DataLoader worker .* (is killed by signal|exited unexpectedly)": "a loader process was killed: where memory ran "
+    "out, lower data.num_workers or data.batch_size",
+    # Of gloo and NCCL, on every process that is left when one has died.
+    r"Connection (closed|reset) by peer|Broken pipe|[Tt]imed out|[Tt]imeout": "another process of the run died or "
+    "hangs; its own message, if it had one, is among these lines",
+    # Of Lightning, where the command line adds a callback that the configuration has already.
+    r"more than one stateful callback of type": "a callback is in trainer.callbacks twice: give it once",
+}
+"""Meanings of errors of torch and Lightning, by a pattern of their text."""
+
+SHAPES = re.compile(r"size mismatch for (\S+):.*?torch\.Size\((\[.*?\])\).*?torch\.Size\((\[.*?\])\)")
+"""Torch's words for one tensor of another shape: its name, its shape in the file and its shape here."""
+
+
+def explain(error: Exception) -> str:
+    """Return what to print for an error that ended a run."""
+    message = str(error)
+    if isinstance(error, RuntimeError):
+        if "loading state_dict" in message:
+            return _shape_mismatch(message)
+        for pattern, meaning in MEANINGS.items():
+            if re.search(pattern, message):
+                return f"{meaning} ({message if wants_traceback() else _first_sentence(message)})"
+    return describe(error, (*SELF_EXPLANATORY, MisconfigurationException))
+
+
+def _first_sentence(text: str) -> str:
+    """Return the beginning of a message, without the place in the library's source that gloo puts before it."""
+    return re.split(r"\.\s|\n", re.sub(r"^\[\S+:\d+\]\s*", "", text))[0]
+
+
+def _shape_mismatch(text: str) -> str:
+    """Name the first tensor of a checkpoint that does not fit, and count the others: torch lists every one."""
+    shapes = SHAPES.findall(" ".join(text.split()))
+    names = re.findall(r'"([\w.]+)"', text.partition("size mismatch")[0])
+    if shapes:
+        name, stored, here = shapes[0]
+        difference = f"{name} is {stored} there and {here} here"
+    else:
+        name = names[0] if names else "a tensor"
+        difference = f"{name} is missing or unknown"
+    others = len(shapes) + len(names) - 1
+    if others > 0:
+        difference += f", and {others} more tensors differ"
+    return f"the checkpoint does not fit the configured model: {difference}"
