@@ -112,6 +112,7 @@ def measure(
 
 def _features(size: Size, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Random ReLU features ``(B, d, N)`` that require a gradient, and an upstream gradient ``(B, d, d)``."""
+    # Drawn on the CPU, so that every device gets the same numbers.
     generator = torch.Generator().manual_seed(0)
     B, d, N = size.batch, size.channels, size.positions
     X = torch.randn(B, d, N, generator=generator, dtype=dtype).relu_().to(device).requires_grad_()
@@ -134,7 +135,7 @@ def saved_and_finite(layer: Layer, X: Tensor, G: Tensor) -> tuple[int, bool]:
     storages: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
+        storage = tensor.untyped_storage()  # views share theirs, which counts once
         storages[storage.data_ptr()] = storage.nbytes()
         return tensor
 

@@ -62,7 +62,7 @@ HEADER = ("", "parameters M", "multiply-adds G", "training ms", "x GAP", "infere
 NOTE = (
     "Times are medians, an image; the published figures stand after the strokes (four Titan Xp). x GAP is the ratio to "
     "average pooling in the same network. Pooling is its share of a training step, forward and backward. GB is the "
-    "memory that network and step take at most; it is known on GPUs only. Multiply-adds count eigendecompositions by "
+    "peak memory of network and training step; it is known on GPUs only. Multiply-adds count eigendecompositions by "
     "formula: isqrt-cov and ns-minimax decompose on a CPU, and multiply elsewhere. Those of ResNet-50 and deeper "
     "are 0.23 G above the published ones, as torchvision's networks stride in their 3x3 convolutions."
 )
@@ -78,15 +78,15 @@ class Network:
         labels: ``(B,)``.
 
     Attributes:
-        parameters: how many it has.
+        parameters: their number.
         operations: multiply-adds of the forward pass of one image.
-        memory: bytes that network and training step take at most on a GPU; ``None`` on a CPU.
+        memory: peak bytes of network and training step on a GPU; ``None`` on a CPU.
     """
 
     def __init__(self, name: str, model: Classifier, images: Tensor, labels: Tensor) -> None:
         self.name, self.images, self.model = name, images, model
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
-        # on the device of the training, because it decides how some layers compute
+        # The device decides how some layers compute, so they are counted on that of the training.
         self.operations, _ = multiply_adds(model.to(images.device), images[:1])
         model.cpu()
         self.memory: int | None = None
@@ -115,7 +115,7 @@ class Network:
 
 
 def _reset_peak(device: torch.device) -> int:
-    """Start to count the peak anew, and return the bytes that are taken now."""
+    """Reset the peak of the allocated memory, and return the bytes that are allocated now."""
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
     return torch.cuda.memory_allocated(device)
@@ -186,6 +186,7 @@ def main(arguments: Sequence[str]) -> None:
             for backbone in options.backbones:
                 networks = [build(backbone, pooling, options.meta_layer, images, labels) for pooling in POOLINGS]
                 runs = {network.name: network for network in networks}
+                # The fits warm up by themselves.
                 times = interleave(runs, options.repeats, bar, warm_up=0)
                 lines += rows(networks, times)
                 del networks, runs  # before the next are built

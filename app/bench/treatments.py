@@ -56,7 +56,7 @@ PUBLISHED = {
 def build(name: str, backbone: str, images: torch.Tensor, labels: torch.Tensor) -> ShortFit:
     """The training step of a contestant."""
     arguments, treatments = CONTESTANTS[name]
-    torch.manual_seed(0)
+    torch.manual_seed(0)  # all contestants start with the same weights
     defaults = {"num_classes": 100, "backbone": backbone, "meta_layer": "gap", "decorrelation": "svd-pade"}
     if backbone.startswith("resnet"):
         defaults["stem"] = "cifar"
@@ -85,8 +85,9 @@ def table(times: dict[str, list[Sequence[float]]]) -> Table:
         "published forward / backward",
     ]
     note = (
-        "Backward includes the treatments of the gradient, whose share is measured separately. The last difference "
-        "also includes the treatments of the weight, in forward and backward (SN, OW), and the noise of the machine."
+        "Backward includes the treatments of the gradient. Their share, with what they log, is measured separately. "
+        "The last difference also includes the treatments of the weight, in forward and backward (SN, OW), and the "
+        "noise of the machine."
     )
     return Table("treatments", "Cost of the treatments (ECCV 2022, table 6)", note, header, rows)
 
@@ -108,5 +109,6 @@ def main(arguments: Sequence[str]) -> None:
         parser.error(str(error))
     print(f"{options.backbone}, {options.device}, batch {options.batch}, medians of {options.repeats}\n", flush=True)
     with tqdm(total=len(steps) * options.repeats, leave=False, disable=None) as bar:
+        # The fits warm up by themselves.
         times = interleave(steps, options.repeats, bar, warm_up=0)
     print(table(times).markdown())

@@ -36,6 +36,7 @@ def group_by_experiment(runs: Sequence[Run]) -> list[Group]:
     """Group the runs whose configurations differ by their seed only; runs without a configuration stay alone."""
     by_settings: dict[str, list[Run]] = {}
     for run in runs:
+        # Without a configuration nothing says that two runs are of one experiment.
         key = repr(sorted(settings_of(run).items())) if run.config else str(run.folder)
         by_settings.setdefault(key, []).append(run)
     members = [_furthest(group) for group in by_settings.values()]
@@ -44,7 +45,7 @@ def group_by_experiment(runs: Sequence[Run]) -> list[Group]:
 
 def _furthest(runs: list[Run]) -> list[Run]:
     """One run a seed, of those that trained as far as any: a killed run is not a sample of the result."""
-    if not runs[0].config:
+    if not runs[0].config:  # nothing says how far such a run was to train
         return runs
     kept: dict[str, Run] = {}
     for run in runs:
@@ -87,6 +88,7 @@ def _labels_by_settings(groups: list[list[Run]]) -> list[str]:
 
 
 def _folder(runs: list[Run]) -> str:
+    """The folder that all runs share, or else the last two parts of the first run's path."""
     parents = {run.folder.resolve().parent for run in runs}
     if len(runs) > 1 and len(parents) == 1:
         return parents.pop().name

@@ -42,6 +42,7 @@ def _figure(panels: int) -> tuple[Figure, list[Axes]]:
 def _legend(figure: Figure, axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
     longest = max(map(len, labels), default=0)
+    # About 13.5 characters fit into an inch, and the sample of a line takes the room of eight.
     columns = max(1, min(len(labels), int(figure.get_figwidth() * 13.5 / (longest + 8))))
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, handlelength=3.2)
 
@@ -54,7 +55,7 @@ def _errors(groups: Sequence[Group]) -> Figure | None:
         return None
     figure, axes = _figure(len(tags))
     for tag, area in zip(tags, axes, strict=True):
-        # the tag ends in the k of top-k
+        # The tag ends in the k of top-k.
         kind = "training" if tag.startswith("train/") else "validation"
         panel = Panel(area, groups, f"{kind} top-{tag[-1]} error (%)")
         panel.lines(tag, lambda values: 100 * (1 - values))
@@ -73,9 +74,11 @@ def _single(tag: str, ylabel: str) -> Callable[[Sequence[Group]], Figure | None]
         figure, areas = _figure(len(tags))
         for found, axes in zip(tags, areas, strict=True):
             panel = Panel(axes, groups, f"{ylabel}{found.removeprefix(tag).replace('/', ', ')}")
+            # A logarithmic axis has no place for zero; a NaN leaves a gap.
             panel.lines(found, lambda values: np.where(values > 0, values, np.nan))
             axes.set_yscale("log")
-            if axes.get_ylim()[0] >= 1 and axes.get_ylim()[1] < 1e4:  # 20 instead of 2 x 10^1
+            # Small numbers are easier to read as 20 than as 2 x 10^1.
+            if axes.get_ylim()[0] >= 1 and axes.get_ylim()[1] < 1e4:
                 axes.yaxis.set_major_formatter(LogFormatter())
                 axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
             panel.stages()

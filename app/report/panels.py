@@ -61,8 +61,9 @@ class Panel:
                     curves.append(Curve(curve.steps, change(curve.values)))
             if not runs:
                 continue
-            # each group is thinner than the one before, so that equal curves show through
+            # Each group is thinner than the one before, so that equal curves show through.
             look = {"label": _label(group, runs), "linewidth": max(2.4 - 0.3 * index, 1.0), **_style(index)}
+            # A curve with up to two points an interval is still readable as a line.
             if max(len(curve.steps) for curve in curves) > 2 * BINS:
                 self._draw_range(runs[0], curves, look)
             else:
@@ -95,7 +96,7 @@ class Panel:
             top = mean([run.curves[high] for run in runs])
             x, style = self.x(runs[0], bottom.steps), {"linewidth": 1.2, **_style(index)}
             self.axes.fill_between(x, bottom.values, top.values, color=style["color"], alpha=0.2, linewidth=0)
-            if len(x) == 1:
+            if len(x) == 1:  # a band of one point has no width: mark its ends
                 style |= {"marker": "_", "markersize": 8}
             self.axes.plot(x, bottom.values, **style)
             self.axes.plot(x, top.values, label=_label(group, runs), **style)
@@ -107,7 +108,7 @@ class Panel:
         """
         entries: list[tuple[str, Run, Switches]] = []
         for index, group in enumerate(self.groups):
-            found = switches(group.runs[0])
+            found = switches(group.runs[0])  # the seeds of a group switch at the same steps
             if found:
                 entries.append((_style(index)["color"], group.runs[0], found))
         if entries and all(found == entries[0][2] for _, _, found in entries):
@@ -117,12 +118,16 @@ class Panel:
 
     def _draw_switches(self, run: Run, found: Switches, colour: str) -> None:
         for step, stage in found:
+            # Epochs are counted after a step, so the last step of one stage is the place where the next begins.
             x = self.x(run, np.array([step - 1.0])).item()
             self.axes.axvline(x, color=colour, linewidth=0.9, linestyle=(0, (2, 2)), zorder=0.5)
             self._name(STAGES.get(stage, f"stage {stage}"), x, colour, before=stage == WARM_UP)
 
     def _name(self, text: str, x: float, colour: str, before: bool) -> None:
-        """Write a text beside a vertical line, on its left where there is little room on its right."""
+        """Write a text on the right of a vertical line, or before it, on its left.
+
+        The warm-up may be one epoch of many: the name of the next stage needs the room on its right.
+        """
         side, offset = ("right", -2) if before else ("left", 2)
         self.axes.annotate(
             text,

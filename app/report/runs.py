@@ -60,15 +60,17 @@ class Run:
     def epochs(self, steps: Array) -> Array | None:
         """Epochs that had passed at each step ``(S,)``; ``None`` if no epoch was finished.
 
-        Between the ends of two epochs the number is interpolated, after the last it grows on at the same rate.
+        The number is interpolated between the ends of two epochs, and extrapolated after the last.
         """
         if not {"epoch", "train/top1"} <= self.curves.keys():
             return None
-        ends = self.curves["train/top1"].steps  # the tag of an epoch's mean is written at its last step
+        # The mean of an epoch is logged at its last step.
+        ends = self.curves["train/top1"].steps
         epoch = self.curves["epoch"]
         ends = ends[np.isin(ends, epoch.steps)]
         if not len(ends):
             return None
+        # Steps are counted from 0, so that no epoch has passed at step -1.
         x = np.append(-1, ends)
         y = np.append(0, epoch.values[np.searchsorted(epoch.steps, ends)] + 1)
         slope = (y[-1] - y[-2]) / (x[-1] - x[-2])
@@ -123,7 +125,7 @@ def read_events(file: Path) -> dict[str, Curve]:
     events = EventAccumulator(str(file), size_guidance={SCALARS: 0}, purge_orphaned_data=False).Reload()
     curves = {}
     for tag in events.Tags()[SCALARS]:
-        # of a step that was logged twice, such as the last one before and after an interruption, the later value counts
+        # A step may be logged twice, such as the last one before an interruption: the later value counts.
         last = {event.step: event.value for event in events.Scalars(tag)}
         steps, values = zip(*sorted(last.items()), strict=True)
         curves[tag] = Curve(np.array(steps, float), np.array(values, float))
@@ -157,6 +159,7 @@ def _continued(earlier: Curve, later: Curve) -> Curve:
 
 def _started(file: Path) -> tuple[int, ...]:
     """Key for the order in which event files were begun: ``events.out.tfevents.SECONDS.HOST.PID.COUNT``."""
+    # The name of the host may hold digits too: only the first and the last number have a fixed place.
     numbers = re.findall(r"\d+", file.name)
     return int(numbers[0]), int(numbers[-1])
 

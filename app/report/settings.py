@@ -76,6 +76,7 @@ def _names(settings: dict[str, Any], published_warmup: Any) -> list[str]:
     """The names under which `published` may have the run's numbers; the last takes precedence."""
     ending = ""
     for key, value in settings.items():
+        # The hybrid protocol is in a configuration once at most.
         if key.endswith("warmup_epochs"):
             if value is not None and published_warmup not in (None, value):
                 ending = f", warmup_epochs {value}"
@@ -94,5 +95,6 @@ def _treatments(settings: dict[str, Any]) -> list[str]:
     for key, value in settings.items():
         is_callback = key.startswith("trainer.callbacks.") and key.endswith("class_path")
         if is_callback or key.endswith("weight_treatment"):
+            # a class may be given by its full path or by its name alone
             asked.add(str(value).rsplit(".", 1)[-1])
     return [short for name, short in TREATMENTS.items() if name in asked]

@@ -99,7 +99,7 @@ def _published(group: Group, metric: str, quantity: str) -> tuple[str, str]:
     if not numbers:
         return "", ""
     source = ", ".join(str(group.published[key]) for key in SOURCE if key in group.published)
-    # published once as an error and once as an accuracy, a number is printed once
+    # A number that is published as an error and as an accuracy is printed once.
     return ", ".join(dict.fromkeys(numbers)), source
 
 

@@ -72,4 +72,5 @@ def approximation_error(value: Callable[[Tensor, int], Tensor], x: float, degree
     """``|value(x) - 1/(1 - x)|`` for a float64 x in [0, 1), against extended precision."""
     approximate = value(torch.tensor(x, dtype=torch.float64), degree).item()
     with mpmath.workdps(DIGITS):
+        # `mpf` takes the double itself, and not the decimal number that it stands for
         return float(abs(approximate - 1 / (1 - mpmath.mpf(x))))

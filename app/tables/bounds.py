@@ -15,6 +15,7 @@ def bounds_table() -> Table:
     eps = torch.finfo(torch.float64).eps
     pade = pade_maximum(100)
     diagonal = 0.5 * eps**-0.5
+    # The sum is beyond the largest double.
     pi = mpmath.nstr(mpmath.fsum(mpmath.mpf(eps) ** -k for k in range(1, 102)), 1)
     D, equal = number(diagonal, 2), "l_i = l_j = EPS"
     newton = "1.5^10 / sqrt(tr P)"

@@ -94,7 +94,8 @@ def _layer_row(name: str, X: Tensor, G: Tensor, references: dict[str, list[Pair]
             own += _errors(result, references[name])
         else:
             own += ["", ""]
-    if name == "svd-newton":  # the iteration is in its backward pass only
+    # The forward pass of svd-newton is exact: its iteration is in the backward pass only.
+    if name == "svd-newton":
         own[0] = own[2] = ""
     return [name, *cells, *own]
 
@@ -114,6 +115,7 @@ def _errors(result: tuple[Tensor, Tensor], references: list[Pair]) -> list[str]:
     for k, batch in enumerate(result):
         errors = []
         for value, reference in zip(batch.numpy(), references, strict=True):
+            # The gradient of svd-pi overflows, and the table reports it.
             with np.errstate(over="ignore", invalid="ignore"):
                 errors.append(float(np.linalg.norm(value - reference[k]) / np.linalg.norm(reference[k])))
         cells.append(number(max(errors)) if np.isfinite(errors).all() else "overflow")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 PHOTOGRAPHS = ("brick", "grass", "gravel", "moon", "immunohistochemistry", "hubble_deep_field")
-"""Pictures inside the wheel of scikit-image: nothing is downloaded."""
+"""Pictures in scikit-image's own package: nothing is downloaded."""
 
 
 def feature_maps(side: int) -> Tensor:
@@ -20,7 +20,7 @@ def feature_maps(side: int) -> Tensor:
     A network of three convolutions with fixed random weights on the centre of each photograph, in grey.
     """
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(0)
+        torch.manual_seed(0)  # fixes the weights; the caller's random state is restored
         network = nn.Sequential(
             nn.AvgPool2d(2),
             nn.Conv2d(1, 16, 5, stride=2, padding=2),
