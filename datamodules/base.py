@@ -70,7 +70,8 @@ class ImageDataModule(pl.LightningDataModule):
         """
         if self._resumed is not None:
             return self._resumed.seed
-        return int(os.environ.get("PL_GLOBAL_SEED", "0"))  # where seed_everything of Lightning leaves it
+        # Lightning's seed_everything leaves the seed there. It is only read here: nobody else writes it.
+        return int(os.environ.get("PL_GLOBAL_SEED", "0"))
 
     def evaluate_transform(self, image: Image.Image) -> Tensor:
         """An image as the network sees it in validation, ``(3, H, W)``."""
@@ -84,12 +85,15 @@ class ImageDataModule(pl.LightningDataModule):
         images = len(self.train_set)  # type: ignore[arg-type]
         if images < self.batch_size:
             raise ValueError(f"the training set has {images} images, fewer than data.batch_size {self.batch_size}")
+        # Kept for `state_dict`: the hash of a million names takes too long to be taken at every save.
         self._training_list = self._list_training_images()
         sampler = ResumableSampler(self.train_set, self._processes, self._rank, self.seed)
         if self.trainer is not None:  # loader processes begin before Lightning sets the epoch
             sampler.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)
         if self._resumed is not None:
+            # Batches are counted over all processes: their number may have changed since.
             sampler.resume(self._resumed.epoch, self._resumed.batches * self.batch_size // self._processes)
+        # A smaller last batch would have noisier statistics, and other shapes on several processes.
         return self._loader(SeededDataset(self.train_set), sampler=sampler, drop_last=True)
 
     def state_dict(self) -> dict[str, int | str | None]:
@@ -144,7 +148,7 @@ class ImageDataModule(pl.LightningDataModule):
         if processes == 1:
             return self._loader(dataset)
         if images < processes:
-            # a process without a batch would leave the others waiting
+            # A process without a batch would leave the others waiting.
             raise ValueError(f"the evaluation set has {images} images, fewer than the {processes} processes")
         sampler = UnrepeatedDistributedSampler(dataset, num_replicas=processes, rank=self._rank, shuffle=False)
         return self._loader(dataset, sampler=sampler)
@@ -159,6 +163,7 @@ class ImageDataModule(pl.LightningDataModule):
             batch_size=self.batch_size // self._processes,
             num_workers=self.num_workers,
             collate_fn=collate_fn or self.collate,
+            # New processes for every epoch would take seconds each time.
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=obey_the_main_process_only,

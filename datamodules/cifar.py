@@ -94,7 +94,7 @@ class CIFAR10(OfficialDataSet):
         return self.root / self.torchvision_class.base_folder
 
     @cached_property
-    def class_names(self) -> list[str]:
+    def class_names(self) -> list[str]:  # type: ignore[override]
         if not self.batches.is_dir():
             if self.download and not (self.root / "train").is_dir():
                 raise self.missing(

@@ -92,6 +92,7 @@ def split_by_class(files: Files, fraction: float, seed: int) -> tuple[Files, Fil
     validation: Files = []
     for label, of_class in by_class.items():
         number = round(len(of_class) * fraction)
+        # One image at least on each side; the only image of a class is for training.
         number = min(max(number, 1), len(of_class) - 1)
         in_validation = set(sorted(of_class, key=lambda file: _hash(seed, file))[:number])
         for file in of_class:

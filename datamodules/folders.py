@@ -53,6 +53,7 @@ def walk_images(folder: Path, parents: tuple[str, ...] = ()) -> Iterator[Path]:
         folder: where to begin.
         parents: real paths of the folders above, by which a link back to one of them is recognised and left out.
     """
+    # Only the folders above are compared: two links to the same folder are both followed, as in training.
     here = os.path.realpath(folder)
     if here in parents:
         return

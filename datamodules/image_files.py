@@ -47,7 +47,7 @@ class ImageFiles(Dataset[tuple[Tensor, int] | None]):
         on_unreadable: OnUnreadable = "error",
     ) -> None:
         self.root, self.transform, self.on_unreadable = root, transform, on_unreadable
-        # one array instead of a million strings, whose reference counts would unshare the memory of forked processes
+        # One array instead of a million strings: their reference counts would unshare the memory of forked processes.
         self.files: NDArray[np.bytes_] = np.array([os.fsencode(file) for file, _ in files])
         self.labels = torch.tensor([label for _, label in files])
         self.unreadable = torch.zeros(len(files), dtype=torch.bool).share_memory_()
@@ -68,6 +68,7 @@ class ImageFiles(Dataset[tuple[Tensor, int] | None]):
                 raise UnreadableImageError(
                     f"unreadable image {path}: {error} (data.on_unreadable skip leaves it out)"
                 ) from error
+            # Loader processes live for several epochs, and each image is named in the first only.
             if not self.unreadable[index]:
                 print(f"unreadable, skipped: {path}: {error}", file=sys.stderr, flush=True)
             self.unreadable[index] = True

@@ -74,6 +74,7 @@ class ImageFolder(ImageFilesModule):
             steps.append(v2.RandomHorizontalFlip())
         return steps
 
+    # Known without reading any class folder: the model may ask for the number of classes before the data are set up.
     @cached_property
     def class_names(self) -> list[str]:  # type: ignore[override]
         """The names of the class folders, sorted; their content is not read."""

@@ -43,7 +43,7 @@ class ImageNet(OfficialDataSet):
         return [*resize, v2.CenterCrop(SIZES["cropped"])]
 
     @cached_property
-    def class_names(self) -> list[str]:
+    def class_names(self) -> list[str]:  # type: ignore[override]
         """One name a label: the synonyms in ``meta.bin``, or the folder's name."""
         folders, path = super().class_names, self.root / "meta.bin"
         if not path.is_file():

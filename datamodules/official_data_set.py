@@ -142,7 +142,7 @@ class OfficialDataSet(ImageFilesModule):
 
     def _files_in_folders(self, split: Split) -> Files:
         # There is one official evaluation split, which some copies call val/ and others test/.
-        wanted = EVALUATION_FOLDERS
+        wanted: tuple[str, ...] = EVALUATION_FOLDERS
         if split == "train":
             wanted = ("train",)
         folder = first_folder(self.root, wanted)

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset, DistributedSampler
 class SeededIndex(NamedTuple):
     """The index of an image, and the seed of its augmentation."""
 
-    index: int
+    image: int
     seed: int
 
 
@@ -40,11 +40,13 @@ class ResumableSampler(DistributedSampler[Any]):
         self._resumed_epoch, self._images_done = epoch, images_done
 
     def __iter__(self) -> Iterator[SeededIndex]:
+        # Neighbouring seeds and epochs must not give related numbers, which a sum of the two would.
         state = np.random.SeedSequence([self.seed, self.epoch]).generate_state(1)
         generator = torch.Generator().manual_seed(int(state[0]))
         images = len(self.dataset)  # type: ignore[arg-type]
         order = torch.randperm(images, generator=generator)
         seeds = torch.randint(2**31, (images,), generator=generator)
+        # Dealt out like cards: the k-th batch of all processes together is the k-th batch of a single one.
         own = order[self.rank : self.total_size : self.num_replicas]
         if self.epoch == self._resumed_epoch:
             own = own[self._images_done :]
@@ -66,8 +68,8 @@ class SeededDataset(Dataset[Any]):
         if not isinstance(item, SeededIndex):  # Lightning replaces the sampler for overfit_batches
             return self.dataset[item]
         if not self.is_random:
-            return self.dataset[item.index]
+            return self.dataset[item.image]
         with torch.random.fork_rng(devices=[]):
             # torch.manual_seed would also seed the GPU, which a forked process must not touch
             torch.default_generator.manual_seed(item.seed)
-            return self.dataset[item.index]
+            return self.dataset[item.image]

@@ -73,7 +73,7 @@ class TrainingPosition:
                 f"{difference}; the checkpoint is from the middle of an epoch, and the rest of that epoch would be "
                 "others: restore the training set, or resume from a checkpoint of the end of an epoch"
             )
-        rank_zero_warn(f"{difference}: the run is resumed with the new ones")
+        rank_zero_warn(f"{difference}: the run is resumed with the changed training set")
 
     def _difference(self, now: TrainingList | None) -> str | None:
         if now is None or self.images is None:

@@ -50,6 +50,7 @@ class SeededAugmentation:
         self.augmentation = augmentation
 
     def __call__(self, image: Any) -> Any:
+        # NumPy takes no negative seed and none above 32 bits.
         seed = int(torch.randint(2**31, ()))
         with isolate_rng(include_cuda=False):
             random.seed(seed)

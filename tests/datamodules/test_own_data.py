@@ -10,7 +10,7 @@ from datamodules import ImageFilesModule
 
 
 class Dots(ImageFilesModule):
-    """Files whose names say what is on them."""
+    """Files whose names contain their class."""
 
     class_names = ["dark", "light"]
 

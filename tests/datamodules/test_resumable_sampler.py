@@ -25,8 +25,8 @@ def epoch(processes=1, seed=0, number=2, resume=None):
 
 def test_an_epoch_has_every_image_once_in_an_order_of_its_own():
     (first,), (second,) = epoch(number=0), epoch(number=1)
-    assert sorted(item.index for item in first) == list(range(IMAGES)) == sorted(item.index for item in second)
-    assert [item.index for item in first] != [item.index for item in second]
+    assert sorted(item.image for item in first) == list(range(IMAGES)) == sorted(item.image for item in second)
+    assert [item.image for item in first] != [item.image for item in second]
     assert {item.seed for item in first}.isdisjoint(item.seed for item in second)
     assert epoch(number=1) == [second]
     assert epoch(number=1, seed=1) != [second]
@@ -71,7 +71,7 @@ def test_the_seed_determines_the_random_transform_and_nothing_else_is_disturbed(
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_seed_fixes_order_and_augmentation(small, workers, monkeypatch):
     def epoch(seed):
-        monkeypatch.setenv("PL_GLOBAL_SEED", str(seed))  # what seed_everything leaves behind
+        monkeypatch.setenv("PL_GLOBAL_SEED", str(seed))  # as seed_everything leaves it
         data = small(num_workers=workers)
         data.setup("fit")
         return [torch.cat(parts) for parts in zip(*data.train_dataloader(), strict=True)]
