@@ -1,5 +1,6 @@
 """Callbacks, selectable by class name on the command line: one behaviour, one file."""
 
+from .best_checkpoint import BestCheckpoint
 from .condition_number_monitor import ConditionNumberMonitor
 from .finite_checkpoints import FiniteCheckpoints
 from .finite_evaluation import FiniteEvaluation
@@ -17,6 +18,7 @@ from .stop_on_signal import StopOnSignal, StoppedBySignal
 from .svd_failure_counter import SVDFailureCounter
 
 __all__ = [
+    "BestCheckpoint",
     "ConditionNumberMonitor",
     "FiniteCheckpoints",
     "FiniteEvaluation",

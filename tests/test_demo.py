@@ -1,4 +1,4 @@
-"""The README's commands in new processes: the whole demo, a killed run, and its continuation."""
+"""The README's commands in new processes: the whole demo, and a run that is killed and resumed."""
 
 import re
 import signal
@@ -24,7 +24,7 @@ def test_the_demo_learns(train, demo, tmp_path, meta_layer):
 
 
 @pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGTERM])
-def test_a_killed_run_goes_on(train, demo, tmp_path, kill):
+def test_a_killed_run_is_resumed(train, demo, tmp_path, kill):
     arguments = ("fit", "--config", demo, "--model.meta_layer", "svd-exact", "--ckpt_path", "last",
                  "--trainer.limit_train_batches", "20")  # fmt: skip
     command = [sys.executable, ROOT / "train.py", *arguments]
@@ -46,6 +46,6 @@ def test_a_killed_run_goes_on(train, demo, tmp_path, kill):
     assert f"Restored all states from the checkpoint at {last.relative_to(tmp_path)}" in result.stderr
     finished = torch.load(last, weights_only=True)
     assert finished["epoch"] == stopped["epoch"] + 2
-    assert finished["global_step"] == (stopped["epoch"] + 3) * 20  # SIGTERM may have saved inside an epoch
+    assert finished["global_step"] == (stopped["epoch"] + 3) * 20  # SIGTERM may have saved mid-epoch
     # one run, one folder
     assert [path.name for path in (tmp_path / "runs/demo").iterdir()] == ["version_0"]

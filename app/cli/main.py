@@ -154,7 +154,8 @@ class CLI(LightningCLI):
         try:
             super().instantiate_classes()
         except ValueError as error:
-            raise constructor_error(error) from error.__cause__
+            original = constructor_error(error)
+            raise original from original.__cause__
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         try:

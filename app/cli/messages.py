@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 from app.console.errors import SELF_EXPLANATORY, describe, wants_traceback
 
