@@ -40,11 +40,11 @@ OwnModule = Callable[[Any], Any]
 https://github.com/Lightning-AI/pytorch-lightning/issues/20591)."""
 
 NOT_SAVED = ("optimizer", "lr_scheduler", "weights", "init_from", "init_from_required")
-"""Arguments that are no hyper-parameters of a checkpoint, which holds the weights, and optimizer and schedule apart."""
+"""Arguments that checkpoints do not hold as hyper-parameters: the weights are there, optimizer and schedule apart."""
 
 
 class Classifier(pl.LightningModule):
-    """An image classifier: a backbone, covariance pooling of its features, and a linear layer.
+    """An image classifier: a backbone, covariance pooling of its features, and a linear classifier.
 
     Features are pooled by a function of their covariance, usually its square root (Song et al., ICCV 2021, appendix
     D), or by their mean. Arguments that take an object of a class get it by its class path in YAML, such as
@@ -61,18 +61,18 @@ class Classifier(pl.LightningModule):
             (B, d, d) -> (B, d, d).
         dim: channels d of the covariance, to which a 1x1 convolution with batch norm and ReLU reduces those of the
             backbone; several numbers: as many reductions, one after the other (256 and 128 in Wang et al., CVPR 2020);
-            null: no reduction. The linear layer has d (d + 1) / 2 inputs. Not used by gap.
+            null: no reduction. The classifier has d (d + 1) / 2 inputs. Not used by gap.
         meta_options: options of a meta_layer that is given by name, such as {taylor_degree: 50} or {iterations: 7}.
         spectral_dtype: precision of the covariance and of its function.
         function: function of the covariance, as the class path of an app.spectral.ScalarFunction, such as
             {class_path: app.spectral.Power, init_args: {alpha: 0.4}}; null: the square root.
         feature_normalisation: class path of a torch.nn.Module that is applied to the features (B, d, N) of the N
             positions before their covariance is taken; null: none.
-        downsampling: last stage of a backbone that is given by name: removed, kept, or max-pool in its place; null:
-            removed with covariance pooling, kept with gap.
+        downsampling: down-sampling of the last stage, for a backbone that is given by name: removed, kept, or max-pool
+            (by a max-pooling before that stage); null: removed with covariance pooling, kept with gap.
         stem: imagenet, or cifar for images of 32x32 pixels (3x3 convolution of stride 1, no max-pooling; ResNets only).
         decorrelation: method of a decorrelated batch norm that replaces the first batch norm of the backbone (Song et
-            al., ECCV 2022): any method of meta_layer except svd-topn; null: none. It is usually combined with
+            al., ECCV 2022): any method of meta_layer except gap and svd-topn; null: none. It is usually combined with
             meta_layer gap.
         decorrelation_options: options of the decorrelated batch norm, such as {groups: 4, eps: 1e-3, synchronised:
             true}, and of its method.
@@ -81,13 +81,13 @@ class Classifier(pl.LightningModule):
             batch norm, or without one the last convolution before the covariance.
         weights: weights of the backbone: a file of torchvision's, or a name such as IMAGENET1K_V1; null: random.
         init_from: file of the weights to start from: a checkpoint of this program, of fast-MPN-COV or
-            DifferentiableSVD, or torchvision's weights; null: random weights. Layers that do not fit, such as a linear
-            layer for other classes, are left as initialised and listed, and validate and test refuse to run with them.
-            From a checkpoint of this program, the command line also takes backbone and pooling, except for arguments
-            that are given on the command line itself.
+            DifferentiableSVD, or torchvision's weights; null: random weights. Layers that do not fit, such as a
+            classifier of other classes, are left as initialised and listed, and validate and test refuse to run with
+            them. From a checkpoint of this program, the command line also takes backbone and pooling, except for
+            arguments that are given on the command line itself.
         init_from_required: whether it is an error if no backbone weight of init_from could be loaded, or a warning.
         optimizer: any optimizer of torch; the default is the papers' SGD.
-        classifier_learning_rate: learning rate of the linear layer; null: that of the optimizer.
+        classifier_learning_rate: learning rate of the linear classifier; null: that of the optimizer.
         lr_scheduler: any schedule of torch, stepped once an epoch; null: the papers' decay by 10 at epochs 30 and 45.
     """
 
@@ -215,7 +215,8 @@ class Classifier(pl.LightningModule):
         self._initial_seed = torch.initial_seed()
 
     def teardown(self, stage: str) -> None:
-        self._parameters_apart.clear()  # Callbacks ask for them in their `setup`, for one call of the trainer.
+        # Callbacks ask for these groups in their `setup`, for one call of the trainer.
+        self._parameters_apart.clear()
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
         return self._step(batch, "train", self.train_metrics)
@@ -251,19 +252,26 @@ class Classifier(pl.LightningModule):
         return nn.functional.cross_entropy(logits, labels), logits
 
     def predict_step(self, batch: Any, batch_index: int) -> dict[str, Any]:
-        """Probabilities ``(B, K)``, and what the loader says of the files.
+        """Probabilities ``(B, K)`` of the images, beside the other entries of the batch.
 
         Args:
-            batch: a dictionary with ``images`` and anything else, which is passed on (our data modules: ``files`` and
+            batch: a dictionary with ``images`` and entries that are passed on (our data modules: ``files`` and
                 ``errors``); or images alone, or a sequence that begins with them.
             batch_index: not used.
         """
+        prediction: dict[str, Any] = {}
         if isinstance(batch, dict):
-            images, others = batch["images"], {key: value for key, value in batch.items() if key != "images"}
+            prediction.update(batch)
+            images = prediction.pop("images")
+        elif isinstance(batch, Tensor):
+            images = batch
         else:
-            images, others = batch if isinstance(batch, Tensor) else batch[0], {}
-        probabilities = self(images).softmax(-1) if len(images) else images.new_zeros(0, self.num_classes)
-        return {"probabilities": probabilities.float().cpu(), **others}
+            images = batch[0]
+        if len(images):
+            prediction["probabilities"] = self(images).softmax(-1).float().cpu()
+        else:  # None of the files of the batch could be read.
+            prediction["probabilities"] = torch.zeros(0, self.num_classes)
+        return prediction
 
     def on_train_batch_start(self, batch: Any, batch_index: int) -> None:
         self.seed_step(batch_index)
@@ -380,8 +388,9 @@ def _accuracies(num_classes: int, stage: str, top: tuple[int, ...]) -> MetricCol
     metrics: dict[str, Metric | MetricCollection] = {}
     for k in top:
         metrics[f"top{k}"] = MulticlassAccuracy(num_classes, top_k=min(k, num_classes), average="micro")
-    # torchmetrics (1.9) would let metrics share one state for good if their states are equal after the first batch, as
-    # those of top-1 and top-5 accuracy may be: https://github.com/Lightning-AI/torchmetrics/issues/2596
+    # Compute groups would merge two metrics for good if their states were equal after the first batch (torchmetrics
+    # 1.9, https://github.com/Lightning-AI/torchmetrics/issues/2596); top-1 and top-5 accuracy must not depend on how
+    # torchmetrics stores them.
     return MetricCollection(metrics, prefix=f"{stage}/", compute_groups=False)
 
 
