@@ -28,7 +28,7 @@ def diagnose(pl_module: pl.LightningModule, batch: Any) -> str | None:
         The cause in a few words, or ``None`` if the values of this forward pass are finite.
     """
     # Run it even where batch or weights explain all: another process may need it.
-    layer = _first_non_finite_layer(pl_module, batch) if has_loss(pl_module) else None
+    layer = _first_non_finite_layer(pl_module, batch)
     if first_non_finite(_tensors(batch)) is not None:
         return "the batch contains non-finite values"
     if weight := diverged_weight(pl_module):
@@ -61,6 +61,8 @@ def gradients(module: nn.Module) -> list[tuple[str, Tensor]]:
 
 def _first_non_finite_layer(pl_module: pl.LightningModule, batch: Any) -> str | None:
     """The first layer of the forward pass with a non-finite output; spectral layers describe the reason themselves."""
+    if not has_loss(pl_module):
+        return None
     found: list[str] = []
 
     def check(name: str, _: nn.Module, inputs: Any, output: Any) -> None:
@@ -74,7 +76,7 @@ def _first_non_finite_layer(pl_module: pl.LightningModule, batch: Any) -> str | 
     finally:
         for hook in hooks:
             hook.remove()
-    return found[0] if found else None
+    return next(iter(found), None)
 
 
 def _tensors(batch: Any, name: str = "batch") -> Iterable[tuple[str, Tensor]]:

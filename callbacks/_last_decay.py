@@ -30,7 +30,10 @@ def last_decay(trainer: pl.Trainer) -> tuple[int, int]:
     scheduler = _scheduler(trainer)
     rates = _rates(scheduler, _epochs(trainer), trainer.lr_scheduler_configs[0].frequency)
     name, epochs = type(scheduler).__name__, len(rates)
-    decays = [epoch for epoch in range(1, epochs) if _decreases(rates[epoch - 1], rates[epoch])]
+    decays = []
+    for epoch in range(1, epochs):
+        if _decreases(rates[epoch - 1], rates[epoch]):
+            decays.append(epoch)
     if not decays:
         raise ValueError(f"{name} has no learning-rate decay in {epochs} epochs: {GIVE}, or change the schedule")
     decay = start = decays[-1]

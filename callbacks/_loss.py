@@ -24,4 +24,6 @@ def has_loss(pl_module: pl.LightningModule) -> bool:
 def loss_of(pl_module: Any, batch: Any) -> Tensor:
     """The mean loss of a batch, by the model's method ``loss(batch)``: the loss, or a tuple that begins with it."""
     result = pl_module.loss(batch)
-    return result[0] if isinstance(result, tuple) else result
+    if isinstance(result, tuple):
+        return result[0]
+    return result

@@ -46,7 +46,7 @@ class PreSVDTreatment(pl.Callback):
 
     def layer(self, pl_module: pl.LightningModule) -> nn.Module | None:
         """The pre-SVD layer."""
-        return getattr(pl_module, "pre_svd_layer", None)  # type: ignore[return-value]
+        return getattr(pl_module, "pre_svd_layer", None)
 
     def parameter(self, pl_module: pl.LightningModule) -> nn.Parameter:
         """The parameter of its weight."""

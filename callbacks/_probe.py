@@ -69,7 +69,8 @@ def along_gradient(
         """The loss, its gradient, and the X at which they were taken; without ``moved`` that of the network."""
         with untouched(pl_module), trainer.precision_plugin.forward_context(), torch.no_grad():
             if hasattr(pl_module, "seed_step"):
-                pl_module.seed_step(trainer.fit_loop.epoch_loop.batch_idx)  # draw the numbers of the coming step
+                # Draw the numbers of the coming step.
+                pl_module.seed_step(trainer.fit_loop.epoch_loop.batch_idx)  # type: ignore[operator]
             X, loss = _loss_from(pl_module, batch, module, place, moved)
             if X is None:
                 raise ValueError(f"the network does not use its layer {layer}: choose another one")
@@ -121,7 +122,9 @@ def _share(trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any) -> Te
 def _scale(trainer: pl.Trainer) -> float:
     """The loss scale of float16 training, a power of two, without which small gradients vanish there."""
     scaler = getattr(trainer.precision_plugin, "scaler", None)
-    return 1.0 if scaler is None else scaler.get_scale()
+    if scaler is None:
+        return 1.0
+    return scaler.get_scale()
 
 
 def _square(x: Tensor) -> Tensor:
@@ -135,9 +138,10 @@ def is_due(trainer: pl.Trainer, batch_index: int, every_n_steps: int) -> bool:
 
 def log(trainer: pl.Trainer, values: dict[str, Tensor]) -> None:
     """Log numbers that are the same on every process, at the step that begins, regardless of ``log_every_n_steps``."""
-    numbers = {name: value.item() for name, value in values.items()}
-    for name, number in numbers.items():
-        trainer.callback_metrics[name] = torch.tensor(number)
+    numbers = {}
+    for name, value in values.items():
+        numbers[name] = value.item()
+        trainer.callback_metrics[name] = value.float().cpu()
     for logger in trainer.loggers:
         logger.log_metrics(numbers, step=trainer.global_step)
 

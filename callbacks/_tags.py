@@ -7,4 +7,6 @@ from collections.abc import Sized
 
 def suffix(layer: str, layers: Sized) -> str:
     """The end of a layer's tags: its name if the model has several layers, nothing if it has one."""
-    return f"/{layer}" if len(layers) > 1 else ""
+    if len(layers) == 1:
+        return ""
+    return f"/{layer}"

@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ._library import spectral_layers
 
@@ -27,9 +27,14 @@ def untouched(
         on_non_finite: receives the message of the error that a spectral layer would have raised.
     """
     modules = list(pl_module.modules())
-    attributes = [(module, dict(vars(module))) for module in modules]
-    buffers = [(module, *copied) for module in modules for copied in _copies(module)]
-    devices = [] if pl_module.device.type == "cpu" else [pl_module.device]
+    attributes = [dict(vars(module)) for module in modules]
+    buffers: list[tuple[nn.Module, str, Tensor, Tensor]] = []
+    for module in modules:
+        for name, buffer in module.named_buffers(recurse=False):
+            buffers.append((module, name, buffer, buffer.clone()))
+    devices = []
+    if pl_module.device.type != "cpu":  # the generator of the CPU is always restored
+        devices.append(pl_module.device)
     try:
         with ExitStack() as stack:
             stack.enter_context(torch.random.fork_rng(devices, device_type=pl_module.device.type))
@@ -41,11 +46,6 @@ def untouched(
         with torch.no_grad():
             for module, name, buffer, value in buffers:
                 setattr(module, name, buffer.copy_(value))
-        for module, found in attributes:
+        for module, found in zip(modules, attributes, strict=True):
             vars(module).clear()
             vars(module).update(found)
-
-
-def _copies(module: torch.nn.Module) -> list[tuple[str, Tensor, Tensor]]:
-    """Name, buffer and copy of its values, for each buffer of a module itself."""
-    return [(name, buffer, buffer.clone()) for name, buffer in module.named_buffers(recurse=False)]

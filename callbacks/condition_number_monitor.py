@@ -77,7 +77,7 @@ class ConditionNumberMonitor(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._layers = spectral_layers(pl_module)
-        self._period = self.every_n_steps or trainer.log_every_n_steps
+        self._period = self.every_n_steps or trainer.log_every_n_steps  # type: ignore[attr-defined]
         self._step = None
         if not self._layers:
             rank_zero_warn("ConditionNumberMonitor: the model has no layer with a covariance, nothing is logged")
@@ -103,7 +103,7 @@ class ConditionNumberMonitor(pl.Callback):
             return
         self._stop_observing()
         sums = torch.stack([self._sums_of(name, pl_module.device) for name in self._layers])
-        rows = trainer.strategy.reduce(sums, reduce_op="sum").tolist()  # type: ignore[union-attr]
+        rows = trainer.strategy.reduce(sums, reduce_op="sum").tolist()
         metrics: dict[str, float] = {}
         for layer, row in zip(self._layers, rows, strict=True):
             before = self._sums.get(layer, [0.0] * len(row))
@@ -159,7 +159,7 @@ class ConditionNumberMonitor(pl.Callback):
         step, every = self._step, self.histogram_every_n_steps
         if step is None or every is None or step % every >= self._period:
             return
-        experiments = [getattr(logger, "experiment", None) for logger in trainer.loggers]
+        experiments: list[Any] = [getattr(logger, "experiment", None) for logger in trainer.loggers]
         drawing = [experiment for experiment in experiments if hasattr(experiment, "add_histogram")]
         for name, spectrum in self._spectra.items():
             tag = f"covariance/log10_eigenvalues{suffix(name, self._layers)}"

@@ -119,7 +119,7 @@ class HybridProtocol(pl.Callback):
     def _plan(self, trainer: pl.Trainer) -> tuple[int, int]:
         """The first epoch with the SVD layer, and the first after the last decay."""
         epochs = -1 if trainer.max_epochs is None else trainer.max_epochs
-        if trainer.fast_dev_run:
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return epochs, epochs
         if self.switch_epoch is not None:
             return self._plan_by_hand(trainer, self.switch_epoch, epochs)
@@ -172,9 +172,10 @@ class HybridProtocol(pl.Callback):
     def _announce(self, trainer: pl.Trainer, stage: int, layer: str) -> None:
         for logger in trainer.loggers:
             logger.log_metrics({"hybrid/stage": float(stage)}, step=trainer.global_step)
-        ahead = f"; {self.svd[0]} from epoch {self._switch} on" if stage == NEWTON_SCHULZ else ""
-        epoch = trainer.current_epoch
-        rank_zero_info(f"hybrid protocol, epoch {epoch}: stage {stage} ({STAGES[stage]}) with {layer}{ahead}")
+        message = f"hybrid protocol, epoch {trainer.current_epoch}: stage {stage} ({STAGES[stage]}) with {layer}"
+        if stage == NEWTON_SCHULZ:
+            message += f"; {self.svd[0]} from epoch {self._switch} on"
+        rank_zero_info(message)
 
 
 def _layer(model: Any) -> Layer:

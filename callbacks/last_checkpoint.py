@@ -47,9 +47,10 @@ class LastCheckpoint(ModelCheckpoint):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        # Lightning saves at the end of an epoch only after validation: here, only the steps before it are saved.
-        if awaits_more_batches(trainer) or batch_idx + 1 >= trainer.num_training_batches or trainer.fast_dev_run:
+        if awaits_more_batches(trainer) or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
+        if batch_idx + 1 >= trainer.num_training_batches:
+            return  # Lightning saves the end of an epoch, after its validation
         due = self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0
         if (due or self._requested) and _resumes_mid_epoch(trainer):
             # ModelCheckpoint has no public method that saves to its own path (Lightning 2.6).

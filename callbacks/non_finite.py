@@ -55,7 +55,7 @@ class NonFinitePolicy(pl.Callback):
         self._in_a_row = 0
         self._messages = LayerMessages()
         self._batch: Any = None
-        self._loss: Tensor | None = None  # of all batches of the step
+        self._loss = torch.zeros(())  # the sum over all batches of the step
         self._buffers: list[tuple[Tensor, Tensor]] = []  # and their values before the step
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -70,15 +70,15 @@ class NonFinitePolicy(pl.Callback):
         if batch_idx % trainer.accumulate_grad_batches:
             return
         self._messages.clear()
-        self._loss = None
+        self._loss = torch.zeros(())
         if self.policy == "skip":
             self._buffers = [(buffer, buffer.clone()) for buffer in pl_module.buffers()]
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
-        self._loss = loss.detach() if self._loss is None else self._loss + loss.detach()
+        self._loss = self._loss + loss.detach()
 
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._loss is None or awaits_more_batches(trainer) or not self._is_checked(trainer):
+        if awaits_more_batches(trainer) or not self._is_checked(trainer):
             return
         bad = not self._loss.isfinite() or self._gradient_is_bad(trainer, pl_module)
         if not trainer.strategy.reduce_boolean_decision(bad, all=False):
@@ -117,7 +117,8 @@ class NonFinitePolicy(pl.Callback):
         """Whether loss and gradient of this step are checked; the same on every process."""
         if self.policy == "skip" or trainer.world_size > 1 or self._messages.first is not None:
             return True
-        return (trainer.global_step + 1) % (trainer.log_every_n_steps or 1) == 0
+        every_n_steps: int = trainer.log_every_n_steps or 1  # type: ignore[attr-defined]
+        return (trainer.global_step + 1) % every_n_steps == 0
 
     def _gradient_is_bad(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:
         if _loss_is_scaled(trainer):
@@ -130,9 +131,9 @@ class NonFinitePolicy(pl.Callback):
             cause = diagnose(pl_module, self._batch)
         report = None
         if not loss.isfinite():
-            elsewhere = (
-                "in the loss itself" if trainer.accumulate_grad_batches == 1 else "in one of the accumulated batches"
-            )
+            elsewhere = "in one of the accumulated batches"
+            if trainer.accumulate_grad_batches == 1:
+                elsewhere = "in the loss itself"
             report = f"train/loss is {loss.item()}: {cause or elsewhere}"
         reports = reports_of_ranks(trainer, report)
         if not reports:

@@ -78,8 +78,9 @@ class OptimalLearningRate(PreSVDTreatment):
             return
         scheduled = float(self._group["lr"])
         rate = optimal_learning_rate(weight, weight.grad).item()
-        self._rate = rate if 0 < rate < scheduled else None
-        pl_module.log("olr/learning_rate", scheduled if self._rate is None else self._rate)
+        if 0 < rate < scheduled:
+            self._rate = rate
+        pl_module.log("olr/learning_rate", self._rate or scheduled)
         if self._stepping:
             self._set_rate()
 

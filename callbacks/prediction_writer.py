@@ -78,7 +78,9 @@ class PredictionWriter(BasePredictionWriter):
     def write_on_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, prediction: Any, batch_indices: Any, *_: Any
     ) -> None:
-        parts = prediction if isinstance(prediction, Mapping) else {"probabilities": prediction}
+        parts: Mapping[str, Any] = {"probabilities": prediction}
+        if isinstance(prediction, Mapping):
+            parts = prediction
         values = parts.get("probabilities")
         if not isinstance(values, Tensor) or values.ndim != 2:
             if self.written:  # once is enough
@@ -116,8 +118,10 @@ class PredictionWriter(BasePredictionWriter):
             part.replace(output)
         except OSError as error:
             part.unlink(missing_ok=True)
-            kept = "; the previous file is kept" if output.exists() else ""
-            raise OSError(f"predictions.output {self.output} could not be written: {error.strerror}{kept}") from error
+            message = f"predictions.output {self.output} could not be written: {error.strerror}"
+            if output.exists():
+                message += "; the previous file is kept"
+            raise OSError(message) from error
 
 
 def _write_rows(rows: Iterable[Row], path: Path) -> None:
@@ -130,10 +134,11 @@ def _write_rows(rows: Iterable[Row], path: Path) -> None:
 
 def _row(file: str | int, probabilities: Tensor, names: Sequence[str] | None) -> Row:
     values, indices = probabilities.topk(min(BEST, len(probabilities)))
-    classes = [str(index) if names is None else names[index] for index in indices.tolist()]
-    numbers = [round(value, 6) for value in values.tolist()]
-    best = ";".join(f"{name}:{number}" for name, number in zip(classes, numbers, strict=True))
-    return Row(file, classes[0], numbers[0], best)
+    best = []
+    for index, value in zip(indices.tolist(), values.tolist(), strict=True):
+        name = str(index) if names is None else names[index]
+        best.append((name, round(value, 6)))
+    return Row(file, *best[0], ";".join(f"{name}:{value}" for name, value in best))
 
 
 def _as_probabilities(values: Tensor) -> Tensor:

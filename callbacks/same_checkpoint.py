@@ -29,7 +29,9 @@ class SameCheckpoint(pl.Callback):
         self._step = checkpoint.get("global_step")
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        own = None if trainer.ckpt_path is None else f"step {self._step} in {trainer.ckpt_path}"
+        own = None
+        if trainer.ckpt_path is not None:
+            own = f"step {self._step} in {trainer.ckpt_path}"
         first = trainer.strategy.broadcast(own)
         if not trainer.strategy.reduce_boolean_decision(own == first):
             raise ValueError(

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from lightning_fabric.plugins.environments import SLURMEnvironment
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 
 from ._accumulation import awaits_more_batches
 from ._slurm import requeue
@@ -121,10 +121,9 @@ class StopOnSignal(pl.Callback):
         """The signal that any of the processes received; the same on every process."""
         if trainer.world_size == 1:
             return self._received
-        precedence = 0 if self._received is None else 1 + SIGNALS.index(self._received)
-        own = torch.tensor(precedence, device=trainer.strategy.root_device)
-        highest = int(trainer.strategy.reduce(own, reduce_op="max"))
-        return SIGNALS[highest - 1] if highest else None
+        candidates = (None, *SIGNALS)
+        own = torch.tensor(candidates.index(self._received), device=trainer.strategy.root_device)
+        return candidates[int(trainer.strategy.reduce(own, reduce_op="max"))]
 
     def _stop(self, trainer: pl.Trainer) -> None:
         if self._stopping is None:

@@ -46,7 +46,7 @@ class SVDFailureCounter(pl.Callback):
     """
 
     def __init__(self) -> None:
-        self.totals: Totals = {part: {} for part in PARTS}
+        self.totals = _no_totals()
         self._before_epoch: dict[str, FailureCounts] = {}
         self._layers: dict[str, SpectralLayer] = {}
         self._mark = torch.zeros(0)  # the layers' own counts when they were last read, (L, F)
@@ -55,13 +55,14 @@ class SVDFailureCounter(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # The totals of an earlier run count only if that run is resumed.
         if trainer.ckpt_path is None and trainer.current_epoch == 0:
-            self.totals = {part: {} for part in PARTS}
+            self.totals = _no_totals()
         self._layers = {}  # so that the sanity check is not counted
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._layers = spectral_layers(pl_module)
         for part in PARTS:
-            self.totals[part] = {name: self.totals[part].get(name, FailureCounts()) for name in self._layers}
+            for name in self._layers:
+                self.totals[part].setdefault(name, FailureCounts())
         self._mark = self._now()
         self._pending = torch.zeros(len(PARTS), *self._mark.shape, dtype=torch.long)
         self._before_epoch = dict(self.totals["training"])
@@ -102,12 +103,14 @@ class SVDFailureCounter(pl.Callback):
             checkpoint["callbacks"][self.state_key] = self.state_dict()
 
     def state_dict(self) -> dict[str, Any]:
-        return {part: {name: counts.as_dict() for name, counts in self.totals[part].items()} for part in PARTS}
+        state: dict[str, Any] = {}
+        for part, totals in self.totals.items():
+            state[part] = {name: counts.as_dict() for name, counts in totals.items()}
+        return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.totals = {
-            part: {name: FailureCounts(**counts) for name, counts in state_dict[part].items()} for part in PARTS
-        }
+        for part in PARTS:
+            self.totals[part] = {name: FailureCounts(**counts) for name, counts in state_dict[part].items()}
 
     def _now(self) -> Tensor:
         """The counts of the layers of this process since they were built, ``(L, F)``."""
@@ -132,11 +135,11 @@ class SVDFailureCounter(pl.Callback):
     def _shared(self) -> Tensor:
         """Mask ``(L, F)`` of the counts that all processes have of the same batches or matrices."""
         same_matrices = torch.tensor([getattr(layer, "synchronised", False) for layer in self._layers.values()])
-        same_batches = torch.tensor([name == "calls" for name in COUNTS])
+        same_batches = torch.arange(len(COUNTS)) == COUNTS.index("calls")
         return same_matrices[:, None] | same_batches
 
     def _metrics(self) -> dict[str, int]:
-        training, validation = (self.totals[part] for part in PARTS)
+        training, validation = self.totals["training"], self.totals["validation"]
         metrics = _tags("", _sum(training.values()), _sum(validation.values()), _sum(self._before_epoch.values()))
         if len(self._layers) > 1:
             for name in self._layers:
@@ -144,7 +147,8 @@ class SVDFailureCounter(pl.Callback):
         return metrics
 
     def _summary(self) -> str:
-        training, validation = (_sum(self.totals[part].values()) for part in PARTS)
+        training = _sum(self.totals["training"].values())
+        validation = _sum(self.totals["validation"].values())
         parts = [
             f"eigendecompositions that failed in training: {training.failures}",
             f"{training.not_converged} not converged, {training.silently_wrong} silently wrong",
@@ -156,6 +160,10 @@ class SVDFailureCounter(pl.Callback):
             layers = [f"{name} {counts.failures}" for name, counts in self.totals["training"].items()]
             parts.append(f"by layer: {', '.join(layers)}")
         return "; ".join(parts)
+
+
+def _no_totals() -> Totals:
+    return {"training": {}, "validation": {}}
 
 
 def _sum(counts: Iterable[FailureCounts]) -> FailureCounts:

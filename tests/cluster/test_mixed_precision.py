@@ -59,7 +59,8 @@ def watched(monkeypatch):
 
         return call
 
-    monkeypatch.setattr("app.layers.global_covariance_pooling.covariance_sqrt", inside(functions.covariance_sqrt))
+    pooling = "app.layers.global_covariance_pooling.covariance_function"
+    monkeypatch.setattr(pooling, inside(functions.covariance_function))
     monkeypatch.setattr(DecorrelatedBatchNorm2d, "forward", inside(DecorrelatedBatchNorm2d.forward))
     for function in (autograd.MatrixFunction, autograd.CovarianceFunction, autograd.Covariance,
                      newton_schulz._NewtonSchulzProducts):  # fmt: skip
