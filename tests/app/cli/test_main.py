@@ -60,7 +60,7 @@ def test_the_traceback_on_demand(main, demo, monkeypatch):
 def test_help_comes_from_the_docstrings(main, capsys):
     assert main("fit", "--model.help", "Classifier") == 0
     text = " ".join(capsys.readouterr().out.split())
-    assert "learning rate of the linear layer; null: that of the optimizer." in text
+    assert "learning rate of the linear classifier; null: that of the optimizer." in text
     assert "default: isqrt-cov" in text
     assert main("fit", "--data.help", "Textures") == 0
     assert "side of a patch in pixels" in " ".join(capsys.readouterr().out.split())
