@@ -16,7 +16,7 @@ import pytorch_lightning as pl
 from torch import Tensor
 
 from app.bench.step_timer import PARTS, StepTimer
-from app.cli.lightning_compat import interrupted_by_user
+from app.cli.lightning_compat import ignore_unfounded_warnings, interrupted_by_user
 
 Batch = tuple[Tensor, Tensor]
 """Images ``(B, 3, H, W)`` and labels ``(B,)``."""
@@ -106,11 +106,10 @@ def quiet() -> Iterator[None]:
     messages.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
-            # a benchmark may leave a GPU unused, and has no data to validate with
+            # A benchmark may leave a GPU unused, and has no data to validate with.
             warnings.filterwarnings("ignore", message="GPU available but not used")
             warnings.filterwarnings("ignore", message="You defined a `validation_step` but have no `val_dataloader`")
-            # Lightning 2.6 uses a name that newer versions of torch deprecate
-            warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+            ignore_unfounded_warnings()
             yield
     finally:
         messages.setLevel(level)

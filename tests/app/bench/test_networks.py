@@ -1,3 +1,5 @@
+"""The table of whole networks, and ``python -m app.bench --networks``."""
+
 import re
 
 import pytest

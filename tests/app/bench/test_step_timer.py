@@ -1,6 +1,7 @@
 """The timer of training steps: real fits, on a clock that the test advances."""
 
 import copy
+import signal
 
 import pytest
 import pytorch_lightning as pl
@@ -107,6 +108,20 @@ def test_the_optimizer_is_timed_without_the_closure(clock, batch):
     model.register_forward_hook(lambda *_: setattr(clock, "now", clock.now + 1))  # belongs to no part
     parts = dict(zip(PARTS, ShortFit(model, *batch)(), strict=True))
     assert parts == {part: 3 if part == "optimizer" else 0 for part in PARTS}
+
+
+def test_ctrl_c_ends_a_fit_as_it_ends_anything_else(batch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    model = network("gap")
+    model.pooling.register_forward_hook(interrupt)
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            ShortFit(model, *batch)()
+    finally:
+        signal.signal(signal.SIGINT, handler)  # Lightning ignores the signal from then on
 
 
 def test_the_hooks_go_with_the_measurement(batch):

@@ -1,3 +1,5 @@
+"""The table of the treatments, and ``python -m app.bench --treatments``."""
+
 import re
 
 import pytest
