@@ -48,7 +48,7 @@ def page(tmp_path, monkeypatch, main, data):
                 name = re.match(r"# (\S+)\n", block)[1]
                 (tmp_path / name).write_text(block)
                 assert len(block.splitlines()) <= 30
-        for command in "\n".join(blocks(section, "sh")).splitlines():
+        for command in "".join(blocks(section, "sh")).splitlines():
             python, program, *arguments = shlex.split(command)
             assert python == "python"
             if program == "train.py":
