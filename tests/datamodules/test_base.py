@@ -7,6 +7,8 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 
+from datamodules import CIFAR10
+
 
 def test_loaders(small, monkeypatch):
     data = small(num_workers=2)
@@ -89,3 +91,27 @@ def test_a_checkpoint_holds_plain_types(small, tmp_path, environment):
     state = torch.load(tmp_path / "step=5.ckpt", weights_only=True)["CIFAR10"]
     assert len(state.pop("fingerprint")) == 32
     assert state == {"seed": 1, "epoch": 1, "batches": 2, "batch_size": 3, "epoch_is_complete": 0, "images": 9}
+
+
+def training_list(data):
+    data.setup("fit")
+    data.train_dataloader()
+    return data._training_list
+
+
+def test_the_training_list_of_image_files_depends_on_their_names(small, tmp_path):
+    before = training_list(small())
+    assert training_list(small()) == before
+    file = next((tmp_path / "train").rglob("*.jpg"))
+    file.rename(file.with_name("renamed.jpg"))
+    after = training_list(small())
+    assert after.images == before.images
+    assert after.fingerprint != before.fingerprint
+
+
+def test_the_training_list_of_images_in_memory_depends_on_their_labels(tmp_path, mini):
+    data = CIFAR10(str(mini.cifar(tmp_path)), num_workers=0, batch_size=3, check_counts=False)
+    before = training_list(data)
+    data.train_set.labels[0] = 2
+    data.train_dataloader()
+    assert data._training_list.fingerprint != before.fingerprint
