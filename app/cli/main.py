@@ -35,7 +35,7 @@ from app.cli.lightning_compat import (
 )
 from app.cli.messages import explain
 from app.cli.number_of_classes import take_number_of_classes
-from app.cli.parser import DESCRIPTION, HelpFormatter, Parser, constructor_error
+from app.cli.parser import DESCRIPTION, HelpFormatter, Parser
 from app.cli.run_checkpoint import read_run
 from app.cli.run_folder import (
     find_checkpoint,
@@ -149,13 +149,6 @@ class CLI(LightningCLI):
         logger = logger_arguments(options)
         if logger and folder.name == "checkpoints" and folder.parents[1] == run_folder(options).resolve():
             logger["version"] = version_of(folder.parent)
-
-    def instantiate_classes(self) -> None:
-        try:
-            super().instantiate_classes()
-        except ValueError as error:
-            original = constructor_error(error)
-            raise original from original.__cause__
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         try:

@@ -26,6 +26,7 @@ SHAPES = re.compile(r"size mismatch for (\S+):.*?torch\.Size\((\[.*?\])\).*?torc
 
 def explain(error: Exception) -> str:
     """Return what to print for an error that ended a run."""
+    error = _constructor_error(error)
     message = str(error)
     if isinstance(error, RuntimeError):
         if "loading state_dict" in message:
@@ -34,6 +35,18 @@ def explain(error: Exception) -> str:
             if re.search(pattern, message):
                 return f"{meaning} ({message if wants_traceback() else _first_sentence(message)})"
     return describe(error, (*SELF_EXPLANATORY, MisconfigurationException))
+
+
+def _constructor_error(error: Exception) -> Exception:
+    """Return the error that a constructor raised, out of the one that jsonargparse 4.53 wraps it in.
+
+    As a model may also be null for jsonargparse, its message is a list of alternatives with the whole configuration.
+    """
+    while str(error).startswith("Does not validate against any of the Union"):
+        if not isinstance(error.__cause__, Exception):
+            break
+        error = error.__cause__
+    return error
 
 
 def _first_sentence(text: str) -> str:

@@ -91,17 +91,6 @@ def explain(message: str, arguments: Sequence[str], flags: Sequence[str]) -> str
     return _type_error(text, arguments)
 
 
-def constructor_error(error: ValueError) -> BaseException:
-    """Return the error that a constructor raised, out of the one that jsonargparse 4.53 wraps it in.
-
-    As a model may also be null for jsonargparse, its message is a list of alternatives with the whole configuration.
-    """
-    original: BaseException = error
-    while original.__cause__ is not None and str(original).startswith("Does not validate against any of the Union"):
-        original = original.__cause__
-    return original
-
-
 def _with_hint(text: str, name: str, known: Sequence[str]) -> str:
     hint = did_you_mean(name, known)
     return f"{text}: {hint}" if hint else text

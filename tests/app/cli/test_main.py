@@ -35,6 +35,7 @@ def read_csv(path):
         (("fit", "--config", "DEMO", "--model.meta_options.degree", 3), "isqrt-cov takes no option 'degree'"),
         (("fit", "--config", "DEMO", "--model.num_classes", 7), "the data has 6 classes, model.num_classes is 7"),
         (("fit", "--config", "DEMO", "--data.batch_size", 0), "data.batch_size must be at least 1"),
+        (("fit", "--config", "DEMO", "--model.num_classes", "null", "--data.batch_size", 0), "error: data.batch_size"),
         (("fit", "--config", "DEMO", "--data.batch_size", 100000), "fewer than data.batch_size"),
         (("test", "--config", "DEMO", "--ckpt_path", "nope.ckpt"), "--ckpt_path nope.ckpt does not exist"),
         (("test", "--config", "DEMO", "--ckpt_path", "last"), "no checkpoint below runs/demo"),
