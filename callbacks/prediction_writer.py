@@ -97,6 +97,8 @@ class PredictionWriter(BasePredictionWriter):
         elif batch_indices:  # unknown for a data set without length
             files = batch_indices
         names = getattr(trainer.datamodule, "class_names", None)  # type: ignore[attr-defined]
+        if names is not None and len(names) != values.shape[1]:  # they are not the names of these classes
+            names = None
         for probabilities, file in zip(_as_probabilities(values), files, strict=False):
             self.rows.append(_row(file, probabilities, names))
 

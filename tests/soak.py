@@ -39,15 +39,16 @@ class Usage(pl.Callback):
 def main() -> None:
     from app.cli.main import main as run
 
-    callbacks = [part for name in MONITORS for part in ("--trainer.callbacks+", name)]
-    sys.modules.setdefault("soak", sys.modules["__main__"])  # its class is chosen by path
+    callbacks: list[str] = []
+    for name in MONITORS:
+        callbacks += ["--trainer.callbacks+", name]
+    sys.modules.setdefault("soak", sys.modules["__main__"])  # `Usage` is chosen by its class path
     os.chdir(tempfile.mkdtemp())
-    sys.argv = [
-        "train.py", "fit", "--config", str(ROOT / "configs/demo.yaml"), "--model.meta_layer", "svd-exact",
+    run([
+        "fit", "--config", str(ROOT / "configs/demo.yaml"), "--model.meta_layer", "svd-exact",
         "--trainer.max_steps", str(STEPS), "--trainer.max_epochs", "-1", "--trainer.enable_progress_bar", "false",
         "--last.every_n_steps", "10", *callbacks, "--trainer.callbacks+", "soak.Usage",
-    ]  # fmt: skip
-    run()
+    ])  # fmt: skip
     half = [row for row in Usage.rows if row[0] >= STEPS // 2]
     memory, files = half[-1][1] - half[0][1], half[-1][2] - half[0][2]
     print(f"growth from step {half[0][0]} to {half[-1][0]}: {memory:.1f} MB, {files} open files")

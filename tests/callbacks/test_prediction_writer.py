@@ -65,6 +65,11 @@ def test_the_names_of_the_data_module(tmp_path):
     assert [row["class"] for row in read(writer.output)] == ["cat", "dog", "cow"] * 2
 
 
+def test_names_of_other_classes_are_not_used(tmp_path):
+    writer = predict(tmp_path, lambda self, batch, index: torch.eye(7)[batch["label"]], datamodule=Named())
+    assert [row["class"] for row in read(writer.output)] == ["0", "1", "2"] * 2
+
+
 def test_more_than_ten_images_stay_in_order(tmp_path):
     writer = predict(tmp_path, OwnModule.predict_step, dataloaders=loader(12))
     assert [row["file"] for row in read(writer.output)] == [str(index) for index in range(12)]
