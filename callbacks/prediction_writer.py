@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import itertools
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -76,7 +75,12 @@ class PredictionWriter(BasePredictionWriter):
         self.rows, self.unreadable, self.written = [], [], True
 
     def write_on_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, prediction: Any, batch_indices: Any, *_: Any
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        prediction: Any,
+        batch_indices: Sequence[int] | None,
+        *_: Any,
     ) -> None:
         parts: Mapping[str, Any] = {"probabilities": prediction}
         if isinstance(prediction, Mapping):
@@ -91,15 +95,13 @@ class PredictionWriter(BasePredictionWriter):
             self.written = False
             return
         self.unreadable += parts.get("errors", [])
-        files: Iterable[str | int] = itertools.count(len(self.rows))
-        if "files" in parts:
-            files = parts["files"]
-        elif batch_indices:  # unknown for a data set without length
-            files = batch_indices
+        files = parts.get("files", batch_indices or ())
+        if len(files) != len(values):  # the indices of a data set without length are unknown
+            files = range(len(self.rows), len(self.rows) + len(values))
         names = getattr(trainer.datamodule, "class_names", None)  # type: ignore[attr-defined]
         if names is not None and len(names) != values.shape[1]:  # they are not the names of these classes
             names = None
-        for probabilities, file in zip(_as_probabilities(values), files, strict=False):
+        for file, probabilities in zip(files, _as_probabilities(values), strict=True):
             self.rows.append(_row(file, probabilities, names))
 
     def write_on_epoch_end(self, trainer: pl.Trainer, *_: Any) -> None:

@@ -10,6 +10,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader, IterableDataset
 
 from callbacks import PredictionWriter
 from tests.callbacks.own_module import OwnModule, loader, trainer
@@ -63,6 +64,20 @@ class Named(pl.LightningDataModule):
 def test_the_names_of_the_data_module(tmp_path):
     writer = predict(tmp_path, lambda self, batch, index: torch.eye(3)[batch["label"]], datamodule=Named())
     assert [row["class"] for row in read(writer.output)] == ["cat", "dog", "cow"] * 2
+
+
+class Endless(IterableDataset):
+    """Images without indices."""
+
+    def __iter__(self):
+        for batch in loader(IMAGES):
+            yield from batch["image"]
+
+
+def test_images_without_indices_are_numbered(tmp_path):
+    images = DataLoader(Endless(), batch_size=4)
+    writer = predict(tmp_path, lambda self, batch, index: self(batch), dataloaders=images)
+    assert [row["file"] for row in read(writer.output)] == [str(index) for index in range(IMAGES)]
 
 
 def test_names_of_other_classes_are_not_used(tmp_path):
