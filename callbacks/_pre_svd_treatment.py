@@ -38,6 +38,7 @@ class PreSVDTreatment(pl.Callback):
         if getattr(trainer.precision_plugin, "scaler", None) is None:
             return
         for optimizer in trainer.optimizers:
+            # The attribute by which torch's GradScaler recognises an optimizer that unscales within its step.
             if getattr(optimizer, "_step_supports_amp_scaling", False):
                 raise ValueError(
                     f"{type(self).__name__} with precision 16-mixed needs unscaled gradients, and a fused "

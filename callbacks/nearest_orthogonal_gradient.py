@@ -42,6 +42,7 @@ class NearestOrthogonalGradient(PreSVDTreatment):
         gradient = self.parameter(pl_module).grad
         if gradient is None:
             return
+        # A convolution's kernel (C_out, C_in, k, k) is a matrix of C_out rows.
         R, norm, usable = nearest_orthogonal(gradient.flatten(1))
         gradient.copy_(R.view_as(gradient))
         # Kept on the device: reading the number back would wait for it.

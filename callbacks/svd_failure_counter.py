@@ -100,6 +100,7 @@ class SVDFailureCounter(pl.Callback):
         if self._layers:
             self._count("training")
             self._add_up(trainer, pl_module)
+            # Lightning has collected the states of the callbacks before this hook.
             checkpoint["callbacks"][self.state_key] = self.state_dict()
 
     def state_dict(self) -> dict[str, Any]:
