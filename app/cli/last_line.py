@@ -61,7 +61,7 @@ def print_predictions(trainer: pl.Trainer, writer: callbacks.PredictionWriter) -
 def end_progress_bar(trainer: pl.Trainer) -> None:
     """End the line of a progress bar that an error has interrupted, so that the error stands on a line of its own."""
     bar = trainer.progress_bar_callback
-    if bar is None or not bar.is_enabled:
+    if not getattr(bar, "is_enabled", False):  # not every bar of the user's can be switched off
         return
     fitting = trainer.fit_loop.epoch_loop
     loops = (fitting, fitting.val_loop, trainer.validate_loop, trainer.test_loop, trainer.predict_loop)

@@ -62,8 +62,10 @@ ALWAYS: tuple[type[pl.Callback], ...] = (
 )
 """Callbacks of every run that have no options."""
 
-# Configurations of runs from before the files moved name the classifier by its old module.
-sys.modules["app.classifier"] = app.models.classifier
+# Configurations of runs from before the files moved name the classifier by its old module. The parser must find it
+# there, and `CLI.parse_arguments` then writes its new name.
+OLD_MODULE, NEW_MODULE = "app.classifier", "app.models.classifier"
+sys.modules[OLD_MODULE] = app.models.classifier
 
 
 class CLI(LightningCLI):
@@ -94,6 +96,9 @@ class CLI(LightningCLI):
         """Parse the arguments of `main`; Lightning would warn that the program has arguments of its own too."""
         self.arguments: list[str] = list(args or [])
         self.config = parser.parse_args(self.arguments)
+        model = self.config[self.config["subcommand"]]["model"]
+        if model["class_path"].startswith(f"{OLD_MODULE}."):
+            model["class_path"] = model["class_path"].replace(OLD_MODULE, NEW_MODULE, 1)
 
     def _parse_ckpt_path(self) -> None:
         """Find the checkpoint, and merge its hyper-parameters with the configuration.

@@ -53,7 +53,7 @@ class Parser(LightningArgumentParser):
 
 
 def config_files(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Split a command line in the configuration files that it names and the rest."""
+    """Split a command line into the configuration files that it names and the rest."""
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("-c", "--config", action="append", default=[])
     given, rest = parser.parse_known_args(arguments)

@@ -71,7 +71,7 @@ def _check_loop(loops: Any, name: str, path: str) -> None:
         raise _invalid(path, f"its loops hold no {name}")
     for key, progress in loops[name].items():
         if not isinstance(progress, dict):
-            raise _invalid(path, f"{key} of its {name} is a {type(progress).__name__}, not a dict")
+            raise _invalid(path, f"{key} of its {name} is not a dict")
         if not key.endswith(("batch_progress", "epoch_progress", "scheduler_progress")):
             continue
         for counters in ("total", "current"):

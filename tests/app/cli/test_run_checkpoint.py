@@ -60,7 +60,7 @@ COUNTERS = {"total": {}, "current": {}}
         ({"pytorch-lightning_version": None}, "test", "it holds no pytorch-lightning_version"),
         ({"loops": [1]}, "test", "its loops hold no test_loop"),
         ({"loops": {"test_loop": {}}}, "validate", "its loops hold no validate_loop"),
-        ({"loops": {"fit_loop": {"epoch_progress": 3}}}, "fit", "epoch_progress of its fit_loop is a int, not a dict"),
+        ({"loops": {"fit_loop": {"epoch_progress": 3}}}, "fit", "epoch_progress of its fit_loop is not a dict"),
         ({"loops": {"fit_loop": {"epoch_progress": {"total": {}}}}}, "fit", "holds no current counters"),
         ({"loops": {"fit_loop": {"epoch_progress": COUNTERS}}}, "fit", None),
         ({"optimizer_states": [{"state": {}}]}, "fit", "an entry of optimizer_states is not the state of an optimizer"),
