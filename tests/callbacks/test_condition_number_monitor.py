@@ -117,8 +117,9 @@ def test_steps_and_epochs_in_the_event_file(model, every, arguments, tmp_path, s
         values = [truth.rows[step][column] for step in measured]
         assert [step for step, _ in logged[f"covariance/{name}"]] == measured
         assert [value for _, value in logged[f"covariance/{name}"]] == pytest.approx(values, rel=CLOSE)
-        epochs = [[truth.rows[s][column] for s in measured if s // steps == epoch] for epoch in (0, 1)]
-        means = [np.mean(epoch) for epoch in epochs]
+        means = []
+        for epoch in (0, 1):
+            means.append(np.mean([truth.rows[step][column] for step in measured if step // steps == epoch]))
         assert [step for step, _ in logged[f"covariance/{name}_epoch"]] == [steps - 1, 2 * steps - 1]
         assert [value for _, value in logged[f"covariance/{name}_epoch"]] == pytest.approx(means, rel=CLOSE)
     products = model.pooling.meta_options.get("route") == "products"

@@ -49,12 +49,14 @@ def runs(main, train, tmp_path):
 def test_two_processes_log_what_one_logs_and_stay_in_step(runs, scalars):
     folder, errors = runs
     one, other = (scalars(folder / run / "run/version_0") for run in ("whole", "parts"))
-    tags = [f"covariance/{name}{end}" for name in QUANTITIES for end in ("", "_epoch")]
-    for tag in [*tags, "hybrid/stage", "svd/validation_failures"]:
+    tags = [f"covariance/{name}" for name in QUANTITIES]
+    epochs = [f"{tag}_epoch" for tag in tags]
+    for tag in [*tags, *epochs, "hybrid/stage", "svd/validation_failures"]:
         assert [step for step, _ in other[tag]] == [step for step, _ in one[tag]]
         # float32 training, sums in another order
         assert [v for _, v in other[tag]] == pytest.approx([v for _, v in one[tag]], rel=1e-4)
-    assert [value for value, _ in itertools.groupby(value for _, value in other["hybrid/stage"])] == [0, 1, 2]
+    stages = [value for _, value in other["hybrid/stage"]]
+    assert [stage for stage, _ in itertools.groupby(stages)] == [0, 1, 2]
 
     assert [value for _, value in other["svd/failures"]] == [4, 4, 8]
     assert [value for _, value in other["svd/failures_epoch"]] == [4, 0, 4]

@@ -48,16 +48,14 @@ class NoGroup(Treated):
 
 
 class GivesGroup(NoGroup):
-    """Gives parameters groups of their own on request."""
-
-    apart = ()
+    """Gives a parameter a group of its own on request."""
 
     def give_own_parameter_group(self, parameter):
-        self.apart = (*self.apart, parameter)
+        self.apart = parameter
 
     def configure_optimizers(self):
-        rest = [p for p in self.parameters() if all(p is not other for other in self.apart)]
-        return torch.optim.SGD([{"params": rest}, *({"params": [p]} for p in self.apart)], lr=0.1)
+        rest = [parameter for parameter in self.parameters() if parameter is not self.apart]
+        return torch.optim.SGD([{"params": rest}, {"params": [self.apart]}], lr=0.1)
 
 
 def test_a_parameter_group_on_request(tmp_path):

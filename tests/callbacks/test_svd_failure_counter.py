@@ -29,7 +29,11 @@ def fit(folder, model, *callbacks, epochs=2, ckpt_path=None, **arguments):
 
 
 def values(scalars, folder):
-    return {tag.removeprefix("svd/"): [v for _, v in x] for tag, x in scalars(folder).items() if tag.startswith("svd/")}
+    found = {}
+    for tag, logged in scalars(folder).items():
+        if tag.startswith("svd/"):
+            found[tag.removeprefix("svd/")] = [value for _, value in logged]
+    return found
 
 
 @pytest.mark.parametrize(

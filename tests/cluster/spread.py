@@ -155,7 +155,9 @@ def evaluate(devices, folder):
     one = trainer(devices, [], logger=False)
     (tested,) = one.test(model, datamodule=data, verbose=False)
     batches = one.predict(model, datamodule=data)
-    predicted = [(file, p.tolist()) for b in batches for file, p in zip(b["files"], b["probabilities"], strict=True)]
+    predicted = []
+    for batch in batches:
+        predicted += zip(batch["files"], batch["probabilities"].tolist(), strict=True)
     return {"tested": tested, "predicted": predicted}
 
 

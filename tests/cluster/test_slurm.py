@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tests.conftest import ROOT
+from tests.flags import flags
 from tests.slurm import task, with_scontrol
 
 pytestmark = pytest.mark.slow  # real processes, signals and time-outs
@@ -27,8 +28,7 @@ WARNED = 128 + signal.SIGUSR1
 def warned(at, rank=0):
     """SLURM's warning to one process during a step."""
     options = {"step": at, "number": int(signal.SIGUSR1), "rank": rank}
-    arguments = [part for name, value in options.items() for part in (f"--trainer.callbacks.{name}", value)]
-    return ("--trainer.callbacks+", "tests.faults.parts.Signal", *arguments)
+    return ("--trainer.callbacks+", "tests.faults.parts.Signal", *flags("--trainer.callbacks.", options))
 
 
 def check(scalars, folder):

@@ -50,8 +50,10 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def spread(folder):
     """Results of each process, by their number."""
-    paths = {n: [folder / f"{n}_rank{rank}.pt" for rank in range(n)] for n in (2, 4)}
-    return {n: [torch.load(path, weights_only=True) for path in paths[n]] for n in paths}
+    results = {}
+    for n in (2, 4):
+        results[n] = [torch.load(folder / f"{n}_rank{rank}.pt", weights_only=True) for rank in range(n)]
+    return results
 
 
 @pytest.fixture(autouse=True)
@@ -90,8 +92,9 @@ def test_a_matrix_that_all_processes_decompose_counts_once(processes, spread):
     """A batch of 4 images in training, three of 9 together in validation."""
     for results in spread[processes]:
         (counted,) = results["decorrelated, nothing converges"]["counted"]
-        found = {part: {name: c["not_converged"] for name, c in counted[part].items()} for part in counted}
-        assert found == {"training": {"backbone.1": 1, "pooling": 4}, "validation": {"backbone.1": 3, "pooling": 9}}
+        for part, first, second in (("training", 1, 4), ("validation", 3, 9)):
+            found = {name: counts["not_converged"] for name, counts in counted[part].items()}
+            assert found == {"backbone.1": first, "pooling": second}
 
 
 def test_the_test_can_fail(spread):

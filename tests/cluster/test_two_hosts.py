@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tests.conftest import ROOT
+from tests.flags import flags
 
 pytestmark = pytest.mark.slow  # real processes, signals and time-outs
 
@@ -40,7 +41,7 @@ def two_hosts(tmp_path, demo):
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PORT": str(free.getsockname()[1])}
     if not separate:
         environment["LOOPBACK"] = "1"
-    fit = ["fit", "--config", demo, *(part for k, v in SPREAD.items() for part in (f"--trainer.{k}", v)), *HYBRID]
+    fit = ["fit", "--config", demo, *flags("--trainer.", SPREAD), *HYBRID]
 
     def run(*arguments):
         command = [*(NAMESPACES if separate else ()), "sh", SCRIPT, sys.executable, ROOT / "train.py", *fit, *arguments]
@@ -72,6 +73,7 @@ def test_trains_switches_logs_once_and_resumes(two_hosts, scalars, tmp_path):
     assert len(list(run.glob("events*"))) == 2  # one a start
     logged = scalars(run)
     assert [step for step, _ in logged["train/loss"]] == list(range(9))
-    assert [value for value, _ in itertools.groupby(value for _, value in logged["hybrid/stage"])] == [0, 1, 2]
+    stages = [value for _, value in logged["hybrid/stage"]]
+    assert [stage for stage, _ in itertools.groupby(stages)] == [0, 1, 2]
     checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     assert (checkpoint["epoch"], checkpoint["hyper_parameters"]["meta_layer"]) == (2, "svd-pade")

@@ -1,6 +1,8 @@
 import pytest
 import torch
 
+from tests.flags import flags
+
 MODEL = ("--model", "Classifier", "--model.num_classes", 3, "--model.backbone", "compact", "--model.dim", 4)
 TRAINER = {
     "accelerator": "cpu", "devices": 1, "enable_progress_bar": "false", "enable_model_summary": "false",
@@ -16,9 +18,7 @@ class Small:
 
     def __init__(self, root):
         data = {"root": root, "batch_size": 2, "num_workers": 0, "check_counts": "false"}
-        options = {f"--data.{key}": value for key, value in data.items()}
-        options |= {f"--trainer.{key}": value for key, value in TRAINER.items()}
-        self.start = ("fit", *MODEL, "--data", "CIFAR10", *(part for pair in options.items() for part in pair))
+        self.start = ("fit", *MODEL, "--data", "CIFAR10", *flags("--data.", data), *flags("--trainer.", TRAINER))
         self.two = (
             "--trainer.devices",
             2,
@@ -30,8 +30,7 @@ class Small:
 
     def fault(self, name, **arguments):
         """A callback of `parts` for the command line."""
-        options = [part for key, value in arguments.items() for part in (f"--trainer.callbacks.{key}", value)]
-        return ("--trainer.callbacks+", f"{self.PARTS}.{name}", *options)
+        return ("--trainer.callbacks+", f"{self.PARTS}.{name}", *flags("--trainer.callbacks.", arguments))
 
     @staticmethod
     def last(folder, version=0):

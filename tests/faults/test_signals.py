@@ -12,6 +12,7 @@ import torch
 
 from app.report.runs import read_run
 from datamodules import CIFAR10
+from tests.flags import flags
 from tests.slurm import task, with_scontrol
 
 pytestmark = pytest.mark.slow  # real processes, signals and time-outs
@@ -96,7 +97,7 @@ PLATEAU = {"": "pytorch_lightning.cli.ReduceLROnPlateau", ".monitor": "val/loss"
     ids=lambda value: " ".join(value) if isinstance(value, dict) else str(value),
 )
 def test_other_runs_are_resumed_too(main, small, same, tmp_path, options, step):
-    start = (*small.start, *(part for pair in options.items() for part in pair))
+    start = (*small.start, *flags("", options))
     assert main(*start) == 0
     assert main(*start, *small.fault("Signal", step=step, number=15)) == 143
     assert small.read(tmp_path, 1)["global_step"] == step + 1
