@@ -6,6 +6,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from app.console.errors import errors_in_one_line
 from app.console.plugins import import_plugins
 
 TOOLS = ("step", "treatments", "networks")
@@ -15,6 +16,11 @@ TOOLS = ("step", "treatments", "networks")
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmark that the arguments ask for, with the modules of ``--import`` imported before."""
     rest = import_plugins(sys.argv[1:] if arguments is None else arguments)
+    with errors_in_one_line():
+        _run(rest)
+
+
+def _run(rest: list[str]) -> None:
     tool = "layers"
     for name in TOOLS:
         if f"--{name}" in rest:

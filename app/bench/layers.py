@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -22,6 +23,7 @@ from app.bench.arguments import add_device, add_repeats
 from app.bench.contestants import contestants
 from app.bench.layer_costs import Figures, Size, measure
 from app.console.arguments import OneLineParser, positive
+from app.console.files import check_output_file, write_file
 from app.console.table import Table
 
 POSITIONS = (49, 169, 196, 784)
@@ -51,10 +53,11 @@ def write_csv(path: Path, figures: Iterable[Figures], setting: str) -> None:
     for f in figures:
         line = asdict(f)
         lines.append(line.pop("size") | line | {"setting": setting})
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, lines[0])
-        writer.writeheader()
-        writer.writerows(lines)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, lines[0])
+    writer.writeheader()
+    writer.writerows(lines)
+    write_file(path, text.getvalue().encode())
 
 
 def sizes(options: argparse.Namespace) -> list[Size]:
@@ -111,8 +114,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         torch.zeros(1, device=options.device, dtype=torch.float64)
     except (RuntimeError, TypeError, AssertionError):
         parser.error(f"--device: there is no {options.device!r} with float64 here")
-    if options.csv is not None and not options.csv.parent.is_dir():
-        parser.error(f"--csv: there is no folder {options.csv.parent}")
+    if options.csv is not None:
+        try:
+            check_output_file(options.csv)
+        except OSError as error:
+            parser.error(f"--csv: {error}")
     return options
 
 

@@ -6,10 +6,20 @@ import os
 import sys
 import sysconfig
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NoReturn
+
+from app.console.text import printable, shortened
 
 SELF_EXPLANATORY = (ValueError, OSError, FloatingPointError)
 """Kinds of errors whose message says everything; of other kinds the name and the place are printed too."""
+
+INTERRUPTED = 130
+"""Exit status after Ctrl+C: 128 and the number of the signal."""
+
+LONGEST_LINE = 2000
+"""Characters of a printed line: names and values of a file may have any length."""
 
 LIBRARIES = (sysconfig.get_path("stdlib"), "site-packages", "<frozen")
 """Parts of the file names of code that is not the user's and not this program's."""
@@ -22,8 +32,40 @@ def wants_traceback() -> bool:
 
 def fail(message: str, status: int = 1) -> NoReturn:
     """Print one line to stderr and exit."""
-    print(f"error: {one_line(message)} [APP_TRACEBACK=1 shows more]", file=sys.stderr)
+    note(f"error: {shortened(one_line(message), LONGEST_LINE)} [APP_TRACEBACK=1 shows more]")
     sys.exit(status)
+
+
+def note(message: str) -> None:
+    """Print one line to stderr, without control characters."""
+    print(printable(one_line(message)), file=sys.stderr)
+
+
+@contextmanager
+def errors_in_one_line() -> Iterator[None]:
+    """End the program with one line in place of a traceback, whatever went wrong, and with another one at Ctrl+C."""
+    try:
+        yield
+        # Output that is still in the buffer meets a full disk or a closed pipe here, and not after the last line.
+        sys.stdout.flush()
+    except Exception as error:
+        if isinstance(error, BrokenPipeError):  # the reader, such as `head`, has seen enough
+            _drop_output()
+            sys.exit(1)
+        if wants_traceback():
+            raise
+        fail(describe(error))
+    except KeyboardInterrupt:
+        if wants_traceback():
+            raise
+        note("interrupted")
+        sys.exit(INTERRUPTED)
+
+
+def _drop_output() -> None:
+    """Point stdout to nowhere, because Python flushes it once more at its end."""
+    descriptor = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(descriptor, sys.stdout.fileno())
 
 
 def one_line(text: str) -> str:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import csv
+import io
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from app.console.files import write_file
 
 
 @dataclass(frozen=True)
@@ -43,9 +46,10 @@ class Table:
         return [max(map(len, column)) for column in columns]
 
     def write_csv(self, folder: Path) -> None:
-        """Write ``folder/name.csv``."""
-        with (folder / f"{self.name}.csv").open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([self.header, *self.rows])
+        """Write ``folder/name.csv``; an error leaves an older file as it was."""
+        text = io.StringIO(newline="")
+        csv.writer(text).writerows([self.header, *self.rows])
+        write_file(folder / f"{self.name}.csv", text.getvalue().encode())
 
 
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:

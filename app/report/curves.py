@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from app.report.runs import Array, Curve
+from app.report.event_files import Array, Curve
 
 BINS = 200
 """Intervals on the horizontal axis of a long run: what a narrow figure can show."""

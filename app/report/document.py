@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
+from app.console.files import write_files
 from app.console.table import Table
+from app.console.text import printable, shortened
 from app.report.experiments import group_by_experiment
-from app.report.figures import draw_all
+from app.report.figures import FIGURES, draw_all
 from app.report.runs import Run
 from app.report.tables import condition_table, results_table, runs_table
 
@@ -18,27 +21,60 @@ PLOTS_NOTE = (
     "Vertical lines: the hybrid protocol enters its next stage."
 )
 
+LONGEST_CELL = 300
+"""Characters of a cell: all cells of a column are as wide as its longest."""
 
-def write_report(runs: Sequence[Run], folder: Path) -> Path:
-    """Write ``report.md`` and its pictures into a folder; other files there stay."""
+
+def write_report(runs: Sequence[Run], folder: Path, problems: Sequence[str] = ()) -> Path:
+    """Write ``report.md`` and its pictures into a folder; other files there stay.
+
+    An error leaves the files of an earlier report as they were.
+
+    Args:
+        runs: one or more.
+        folder: is made if it does not exist.
+        problems: what could not be read of the runs, a sentence each.
+    """
     groups = group_by_experiment(runs)
-    folder.mkdir(parents=True, exist_ok=True)
-    text = ["# Report", ""]
+    text = ["# Report", "", *_list_of(problems)]
     for make in (results_table, condition_table, runs_table):
         table = make(groups)
         if table.rows:
             text.append(_escaped(table).markdown())
     text += ["## Plots", "", textwrap.fill(PLOTS_NOTE, 120), ""]
-    for file, caption in draw_all(groups, folder):
-        text += [f"![{caption}]({file})", "", f"{caption}.", ""]
+    files: dict[Path, bytes] = {}
+    for name, (caption, picture) in draw_all(groups).items():
+        files[folder / name] = picture
+        text += [f"![{caption}]({name})", "", f"{caption}.", ""]
     report = folder / "report.md"
-    report.write_text("\n".join(text).rstrip() + "\n", encoding="utf-8")
+    files[report] = ("\n".join(text).rstrip() + "\n").encode()
+    folder.mkdir(parents=True, exist_ok=True)
+    write_files(files)
+    for name in FIGURES:
+        if folder / name not in files:
+            (folder / name).unlink(missing_ok=True)  # of an earlier report
     return report
+
+
+def _list_of(problems: Sequence[str]) -> list[str]:
+    """A section that says what the report lacks."""
+    if not problems:
+        return []
+    return ["## What could not be read", "", *(f"- {escaped(problem)}" for problem in problems), ""]
 
 
 def _escaped(table: Table) -> Table:
     """A table in which text of the user cannot end a cell or a line."""
     rows = []
     for row in table.rows:
-        rows.append([" ".join(cell.split()).replace("|", r"\|") for cell in row])
+        rows.append([escaped(shortened(" ".join(cell.split()), LONGEST_CELL)) for cell in row])
     return Table(table.name, table.title, table.note, table.header, rows)
+
+
+def escaped(text: str) -> str:
+    r"""A text of the user that Markdown shows unchanged: no tags, links, code or cells, and no control characters.
+
+    >>> escaped("a|<b>")
+    'a\\|\\<b\\>'
+    """
+    return re.sub(r"([\\`*|<>&\[\]])", r"\\\1", printable(text))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from app.console.errors import note
 from app.report.runs import Run
 from app.report.settings import LAYER_KEYS, published_of, settings_of
 
@@ -57,7 +57,7 @@ def _furthest(runs: list[Run]) -> list[Run]:
         if kept[run.seed] is run and run.last_step == longest:
             result.append(run)
         else:
-            print(f"{run.folder}: left out, another run of the same settings went as far or further", file=sys.stderr)
+            note(f"{run.folder}: left out, another run of the same settings went as far or further")
     return result
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -12,25 +13,36 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
 from app.report.experiments import Group, layer_tags
-from app.report.panels import Panel
+from app.report.panels import Panel, plain
+
+MOST_PANELS = 24
+"""Panels of a quantity: with more a picture is too wide to be drawn. A table names all layers."""
 
 
-def draw_all(groups: Sequence[Group], folder: Path) -> list[tuple[str, str]]:
-    """Write every figure that the runs have data for into a folder.
+def draw_all(groups: Sequence[Group]) -> dict[str, tuple[str, bytes]]:
+    """Draw every figure that the runs have data for.
 
     Returns:
-        the name of each file, and what it shows.
+        by the name of a file: what it shows, and the picture as PNG.
     """
-    written = []
-    with matplotlib.rc_context({"font.size": 10, "axes.grid": True, "grid.color": "0.9", "axes.axisbelow": True}):
-        for name, (caption, draw) in FIGURES.items():
-            path = folder / f"{name}.png"
-            path.unlink(missing_ok=True)  # of an earlier report
+    drawn = {}
+    with (
+        matplotlib.rc_context({"font.size": 10, "axes.grid": True, "grid.color": "0.9", "axes.axisbelow": True}),
+        warnings.catch_warnings(),
+    ):
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # of a name; it is drawn as a box
+        for file, (caption, draw) in FIGURES.items():
             figure = draw(groups)
             if figure is not None:
-                figure.savefig(path, dpi=150)
-                written.append((path.name, caption))
-    return written
+                picture = io.BytesIO()
+                figure.savefig(picture, format="png", dpi=150)
+                drawn[file] = (caption, picture.getvalue())
+    return drawn
+
+
+def _panels(groups: Sequence[Group], tag: str) -> list[str]:
+    """The tags of a quantity that have a panel each: those of the first layers, since a picture has an end."""
+    return layer_tags(groups, tag)[:MOST_PANELS]
 
 
 def _figure(panels: int) -> tuple[Figure, list[Axes]]:
@@ -50,7 +62,7 @@ def _legend(figure: Figure, axes: Axes) -> None:
 def _errors(groups: Sequence[Group]) -> Figure | None:
     tags = []
     for name in ("train/top1", "val/top1", "val/top5"):
-        tags += layer_tags(groups, name)
+        tags += _panels(groups, name)
     if not any(tag.startswith("val/") for tag in tags):
         return None
     figure, axes = _figure(len(tags))
@@ -68,12 +80,13 @@ def _single(tag: str, ylabel: str) -> Callable[[Sequence[Group]], Figure | None]
     """The drawing function of a quantity on a logarithmic axis, with a panel for each layer that has it."""
 
     def draw(groups: Sequence[Group]) -> Figure | None:
-        tags = layer_tags(groups, tag)
+        tags = _panels(groups, tag)
         if not tags:
             return None
         figure, areas = _figure(len(tags))
         for found, axes in zip(tags, areas, strict=True):
-            panel = Panel(axes, groups, f"{ylabel}{found.removeprefix(tag).replace('/', ', ')}")
+            layer = plain(found.removeprefix(tag).replace("/", ", "))
+            panel = Panel(axes, groups, f"{ylabel}{layer}")
             # A logarithmic axis has no place for zero; a NaN leaves a gap.
             panel.lines(found, lambda values: np.where(values > 0, values, np.nan))
             axes.set_yscale("log")
@@ -104,25 +117,25 @@ def _landscape(groups: Sequence[Group]) -> Figure | None:
 
 
 FIGURES: dict[str, tuple[str, Callable[[Sequence[Group]], Figure | None]]] = {
-    "errors": ("Training and validation error", _errors),
-    "condition_number": (
+    "errors.png": ("Training and validation error", _errors),
+    "condition_number.png": (
         "Condition number of the covariance, mean of the batch",
         _single("covariance/condition_number", "condition number"),
     ),
-    "effective_condition_number": (
+    "effective_condition_number.png": (
         "Effective condition number of the covariance: over the numerically nonzero eigenvalues",
         _single("covariance/effective_condition_number", "effective condition number"),
     ),
-    "eigenvalue_ratio": (
+    "eigenvalue_ratio.png": (
         "Ratio of the two largest eigenvalues of the covariance",
         _single("covariance/eigenvalue_ratio", r"$\lambda_1\,/\,\lambda_2$"),
     ),
-    "smoothness": (
+    "smoothness.png": (
         "Effective beta-smoothness of the loss at the input of the layer; larger is less smooth (Song et al., ICCV "
         "2021, fig. 2 and 4)",
         _single("smoothness/beta", r"effective $\beta$-smoothness"),
     ),
-    "landscape": (
+    "landscape.png": (
         "Range of the loss (A1) and of the change of its gradient (A2) along the gradient at the first convolution "
         "(Wang et al., CVPR 2020, supplement)",
         _landscape,

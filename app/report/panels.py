@@ -12,9 +12,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from app.console.text import printable, shortened
 from app.report.curves import BINS, binned, mean
+from app.report.event_files import Array, Curve
 from app.report.experiments import Group
-from app.report.runs import Array, Curve, Run
+from app.report.runs import Run
 from app.report.stages import STAGES, WARM_UP, Switches, switches
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -24,6 +26,10 @@ LINES: tuple[Any, ...] = (
     "-", (0, (5, 2)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)), (0, (9, 3)), (0, (3, 1, 1, 1, 1, 1)), (0, (1, 3)),
 )  # fmt: skip
 """Line styles that stay apart in black and white."""
+
+
+LONGEST_TEXT = 80
+"""Characters of a name in a figure."""
 
 
 class Panel:
@@ -148,11 +154,24 @@ def _has_epochs(group: Group) -> bool:
 
 
 def _label(group: Group, runs: Sequence[Run]) -> str:
+    label = plain(group.label)
     if len(runs) == 1:
-        return group.label
+        return label
     seeds = {run.seed for run in runs}
     kind = "seeds" if len(seeds) == len(runs) else "runs"
-    return f"{group.label} ({len(runs)} {kind})"
+    return f"{label} ({len(runs)} {kind})"
+
+
+def plain(text: str) -> str:
+    r"""A text of the user as matplotlib draws it unchanged: a dollar sign begins no formula, and a line has an end.
+
+    >>> plain("$HOME")
+    '\\$HOME'
+    """
+    text = shortened(printable(text), LONGEST_TEXT)
+    if text.startswith("_"):  # a legend leaves such labels out
+        text = f" {text}"
+    return text.replace("$", r"\$")
 
 
 def _style(index: int) -> dict[str, Any]:

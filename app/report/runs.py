@@ -5,31 +5,21 @@ Shapes: S logged steps.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
-from numpy.typing import NDArray
-from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
 
-Array = NDArray[np.float64]
-
-EVENTS = "events.out.tfevents.[0-9]*"
+from app.report.config_file import read_config
+from app.report.event_files import PATTERN, Array, Curve, read_event_file
 
 NOT_TRAINING = ("test/", "hp_metric", "epoch")
 """Tags that do not say whether a file was written by `fit`."""
-
-
-@dataclass(frozen=True)
-class Curve:
-    """A scalar over the training: steps ``(S,)``, increasing, and values ``(S,)``."""
-
-    steps: Array
-    values: Array
 
 
 @dataclass(frozen=True)
@@ -40,11 +30,13 @@ class Run:
         folder: its path.
         config: the contents of ``config.yaml``; empty if there is none.
         curves: the scalars by tag.
+        problems: what could not be read of it, a sentence each.
     """
 
     folder: Path
     config: dict[str, Any]
     curves: dict[str, Curve]
+    problems: list[str] = field(default_factory=list)
 
     @property
     def seed(self) -> str:
@@ -77,26 +69,57 @@ class Run:
         return np.interp(steps, x, y) + slope * np.maximum(steps - x[-1], 0)
 
 
-def read_runs(folder: Path) -> tuple[list[Run], list[Path]]:
-    """All runs in a version folder or below its parents, and the folders whose event files hold no scalar.
+@dataclass(frozen=True)
+class Found:
+    """What was found in a folder.
+
+    Attributes:
+        runs: the runs that logged a scalar.
+        empty: the folders whose event files hold no scalar.
+        problems: what could not be read, a sentence each.
+    """
+
+    runs: list[Run]
+    empty: list[Path]
+    problems: list[str]
+
+
+def read_runs(folder: Path) -> Found:
+    """All runs in a version folder or below its parents.
 
     Raises:
         FileNotFoundError: for a folder that does not exist.
         ValueError: for one without event files.
     """
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # noqa: PTH112, `Path.is_dir` raises where it may not look
         raise FileNotFoundError(f"{folder} is not a folder: give the folder of a run, such as runs/demo/version_0")
-    versions = sorted({file.parent for file in folder.rglob(EVENTS)}, key=_natural)
+    versions, problems = _find_versions(folder)
     if not versions:
-        raise ValueError(f"{folder} holds no event files of TensorBoard: give a folder such as runs/demo/version_0")
+        reason = "; ".join([f"{folder} holds no event files of TensorBoard", *problems])
+        raise ValueError(f"{reason}: give a folder such as runs/demo/version_0")
     runs, empty = [], []
     for version in versions:
         run = read_run(version)
+        problems += run.problems
         if run.curves:
             runs.append(run)
-        else:
+        elif not run.problems:
             empty.append(version)
-    return runs, empty
+    return Found(runs, empty, problems)
+
+
+def _find_versions(folder: Path) -> tuple[list[Path], list[str]]:
+    """The folders that hold event files, and the folders that may not be read; links to folders are not followed."""
+    versions: list[Path] = []
+    problems: list[str] = []
+
+    def report(error: OSError) -> None:
+        problems.append(f"{error.filename} could not be read ({error.strerror}), and is left out")
+
+    for parent, folders, files in os.walk(folder, onerror=report):
+        if any(fnmatch(name, PATTERN) for name in (*folders, *files)):
+            versions.append(Path(parent))
+    return sorted(versions, key=_natural), problems
 
 
 def read_run(folder: Path) -> Run:
@@ -104,32 +127,17 @@ def read_run(folder: Path) -> Run:
 
     Raises:
         ValueError: for a ``config.yaml`` that is not valid YAML.
+        OSError: for one that may not be read.
     """
-    files = sorted(folder.glob(EVENTS), key=_started)
-    return Run(folder, _read_config(folder / "config.yaml"), merge(read_events(file) for file in files))
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid YAML: {error}") from error
-    return config if isinstance(config, dict) else {}
-
-
-def read_events(file: Path) -> dict[str, Curve]:
-    """All scalars of one event file, as far as it can be read: a killed run may end within a record."""
-    # Nothing is discarded here: `merge` decides which values of an earlier file a resumed run replaces.
-    events = EventAccumulator(str(file), size_guidance={SCALARS: 0}, purge_orphaned_data=False).Reload()
-    curves = {}
-    for tag in events.Tags()[SCALARS]:
-        # A step may be logged twice, such as the last one before an interruption: the later value counts.
-        last = {event.step: event.value for event in events.Scalars(tag)}
-        steps, values = zip(*sorted(last.items()), strict=True)
-        curves[tag] = Curve(np.array(steps, float), np.array(values, float))
-    return curves
+    config, problem = read_config(folder / "config.yaml")
+    problems = [problem] if problem else []
+    files = []
+    for path in sorted(folder.glob(PATTERN), key=_started):
+        file = read_event_file(path)
+        files.append(file.curves)
+        if file.problem:
+            problems.append(file.problem)
+    return Run(folder, config, merge(files), problems)
 
 
 def merge(files: Iterable[dict[str, Curve]]) -> dict[str, Curve]:

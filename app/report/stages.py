@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from app.report.event_files import Curve
 from app.report.runs import Run
 
 WARM_UP = 1
@@ -19,7 +20,7 @@ Switches = list[tuple[int, int]]
 
 def stage_means(run: Run, tag: str) -> dict[int, float]:
     """Mean of a curve by stage of the hybrid protocol; the stage is -1 in runs without the protocol."""
-    curve, stage = run.curves[tag], run.curves.get("hybrid/stage")
+    curve, stage = run.curves[tag], _stages(run)
     if stage is None:
         return {-1: float(curve.values.mean())}
     # The stage is logged at the end of the epoch it holds for; an unfinished epoch is taken to be in the last stage.
@@ -30,9 +31,20 @@ def stage_means(run: Run, tag: str) -> dict[int, float]:
 
 def switches(run: Run) -> Switches:
     """The beginning of every stage except the first."""
-    curve = run.curves.get("hybrid/stage")
+    curve = _stages(run)
     if curve is None:
         return []
     # the value is logged at the end of the epoch that it holds for
     last = np.flatnonzero(np.diff(curve.values))
     return [(int(curve.steps[k]) + 1, int(curve.values[k + 1])) for k in last]
+
+
+def _stages(run: Run) -> Curve | None:
+    """The logged stages that are numbers; ``None`` if there are none."""
+    curve = run.curves.get("hybrid/stage")
+    if curve is None:
+        return None
+    finite = np.isfinite(curve.values)
+    if not finite.any():
+        return None
+    return Curve(curve.steps[finite], curve.values[finite])

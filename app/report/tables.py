@@ -10,8 +10,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from app.console.table import Table
+from app.report.event_files import Array
 from app.report.experiments import Group, layer_tags
-from app.report.runs import Array, Run
+from app.report.runs import Run
 from app.report.stages import STAGES, stage_means
 
 METRICS = {"top1": "top-1", "top5": "top-5"}

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from app.console.arguments import OneLineParser
+from app.console.errors import errors_in_one_line
+from app.console.files import check_output_folder
 from app.console.table import Table
 
 
@@ -36,13 +38,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     folder: Path | None = parser.parse_args(arguments).csv
     if folder is not None:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            check_output_folder(folder)
         except OSError as error:
-            parser.error(f"--csv: cannot use {folder} as a folder: {error.strerror}")
-    for table in tables():
-        print(table.markdown(), flush=True)
+            parser.error(f"--csv: {error}")
+    with errors_in_one_line():
         if folder is not None:
-            table.write_csv(folder)
+            folder.mkdir(parents=True, exist_ok=True)
+        for table in tables():
+            print(table.markdown(), flush=True)
+            if folder is not None:
+                table.write_csv(folder)
 
 
 if __name__ == "__main__":

@@ -36,8 +36,15 @@ def feature_maps(side: int) -> Tensor:
 
 
 def _photograph(name: str, size: int) -> Tensor:
-    """The centre of a photograph in grey, standardised, ``(1, size, size)`` float32."""
-    image = np.asarray(getattr(skimage.data, name)(), dtype=np.float32)
+    """The centre of a photograph in grey, standardised, ``(1, size, size)`` float32.
+
+    Raises:
+        OSError: if scikit-image cannot read it.
+    """
+    try:
+        image = np.asarray(getattr(skimage.data, name)(), dtype=np.float32)
+    except Exception as error:  # a damaged file, or one that is missing and would be downloaded
+        raise OSError(f"the photograph {name} of scikit-image could not be read: {error}") from error
     if image.ndim == 3:
         image = image.mean(-1)
     top, left = (image.shape[0] - size) // 2, (image.shape[1] - size) // 2

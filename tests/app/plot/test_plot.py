@@ -47,9 +47,26 @@ def test_command_writes_the_figure(ending, tmp_path):
     assert path.stat().st_size > 10_000
 
 
-@pytest.mark.parametrize("path", ["no/such/folder/figure.png", "figure.nonsense"])
-def test_unwritable_output_ends_in_one_line(path, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("no/such/folder/figure.png", "there is no folder"),
+        ("figure.nonsense", "figure.nonsense: its format is none of"),
+        ("folder.png", "folder.png is a folder"),
+        ("a\0b.png", "is not the name of a file"),
+    ],
+)
+def test_unwritable_output_ends_in_one_line(path, message, tmp_path, capsys):
+    (tmp_path / "folder.png").mkdir()
     with pytest.raises(SystemExit) as stop:
         command.main(["--output", str(tmp_path / path)])
     assert stop.value.code == 2
-    assert "error: --output: cannot write" in capsys.readouterr().err.splitlines()[-1]
+    (error,) = capsys.readouterr().err.splitlines()
+    assert error.startswith("error: --output: ")
+    assert message in error
+
+
+def test_a_name_without_an_ending_gets_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command.main(["--output", "figure"])
+    assert [path.name for path in tmp_path.iterdir()] == ["figure.png"]

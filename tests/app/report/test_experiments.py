@@ -33,7 +33,7 @@ def test_a_killed_run_is_not_a_sample(tmp_path, capsys):
     write(tmp_path / "version_3", {"val/top1": {1: 0.1}, "train/top1": {1: 0.1}, "epoch": {1: 0}})
     killed = yaml.safe_load((runs[0] / "config.yaml").read_text())
     (tmp_path / "version_3/config.yaml").write_text(yaml.safe_dump({**killed, "seed_everything": 7}))
-    (group,) = group_by_experiment(read_runs(tmp_path)[0])
+    (group,) = group_by_experiment(read_runs(tmp_path).runs)
     assert [run.folder.name for run in group.runs] == ["version_1", "version_2"]
     left_out = capsys.readouterr().err.splitlines()
     assert [Path(line.partition(":")[0]).name for line in left_out] == ["version_0", "version_3"]

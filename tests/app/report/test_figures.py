@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 
 from app.report.curves import BINS, binned
+from app.report.event_files import Curve
 from app.report.figures import FIGURES
-from app.report.runs import Curve
 from tests.app.report.event_files import groups, trained
 
 
 def test_the_hybrid_stages_are_marked(tmp_path):
-    _, draw = FIGURES["errors"]
+    _, draw = FIGURES["errors.png"]
     training, left, right = draw(groups(trained(tmp_path / "a"), trained(tmp_path / "b", 1))).axes
     for axes in (training, left, right):
         assert [line.get_xdata()[0] for line in axes.lines if len(set(line.get_xdata())) == 1] == [1, 2]

@@ -37,8 +37,7 @@ def test_layers_and_stages_of_an_unfinished_run(tmp_path):
     rows = cells(condition_table([group]))
     name = "/".join(tmp_path.parts[-2:])
     assert rows == [[f"{name}, backbone.bn1", "Newton-Schulz", "4"], [f"{name}, pooling", "Newton-Schulz", "40"]]
-    draw_all(groups(tmp_path), tmp_path)
-    assert (tmp_path / "condition_number.png").stat().st_size > 0
+    assert len(draw_all(groups(tmp_path))["condition_number.png"][1]) > 10_000
 
 
 @pytest.mark.parametrize(
