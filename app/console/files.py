@@ -18,12 +18,12 @@ def check_output_file(path: Path) -> None:
         OSError: if it cannot; the message names the file and says why.
     """
     target = _target(path)
-    if os.path.isdir(target):  # noqa: PTH112, `Path.is_dir` raises where a folder may not be read
+    if os.path.isdir(target):  # noqa: PTH112, methods of `Path` raise where they may not look
         raise IsADirectoryError(f"{path} is a folder: give a file")
     for folder in (path.parent, target.parent):  # another one behind a link
         if not os.path.isdir(folder):  # noqa: PTH112
             raise FileNotFoundError(f"there is no folder {folder}")
-    if target.exists():
+    if os.path.exists(target):  # noqa: PTH110
         if not os.access(target, os.W_OK):
             raise PermissionError(f"{path} is read-only")
         if not target.is_file():  # a device or a pipe
@@ -64,7 +64,7 @@ def write_files(contents: Mapping[Path, bytes]) -> None:
         for path, data in contents.items():
             with _naming(path):
                 target = _target(path)
-                if target.exists() and not target.is_file():  # a device or a pipe cannot be replaced
+                if os.path.exists(target) and not target.is_file():  # noqa: PTH110, a device or a pipe stays
                     target.write_bytes(data)
                 else:
                     parts[target] = _part(target)
