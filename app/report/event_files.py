@@ -81,7 +81,7 @@ def _read(path: Path, file: BinaryIO) -> EventFile:
     if places and is_empty:
         problem = f"{path} could not be read: it is damaged from its beginning, or is not an event file of TensorBoard"
     elif places:
-        problem = f"{path} is damaged in {_count(places)}{_where(first, last)}; what was logged there is missing"
+        problem = f"{path} is damaged {_where(places, first, last)}; what was logged there is missing"
     return EventFile({tag: _curve(one) for tag, one in values.items()}, problem)
 
 
@@ -104,13 +104,11 @@ def _curve(values: dict[int, float]) -> Curve:
     return Curve(np.array(steps, float), np.array([values[step] for step in steps], float))
 
 
-def _count(places: int) -> str:
-    return "1 place" if places == 1 else f"{places} places"
-
-
-def _where(first: int | None, last: int | None) -> str:
-    """The last step before the first damage, and the last one of all."""
+def _where(places: int, first: int | None, last: int | None) -> str:
+    """The places of the damage, by the last step before the first of them; and the last step of all that was read."""
     if last is None:
-        return " and holds no scalar besides"
-    begins = "before its first step" if first is None else f"after step {first}"
-    return f", {'' if first == last else 'first '}{begins}, and could be read up to step {last}"
+        return "and holds no scalar besides"
+    where = "before its first step" if first is None else f"after step {first}"
+    if places > 1:
+        where = f"in {places} places, first {where}"
+    return f"{where}, and was read up to step {last}"
