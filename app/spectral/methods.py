@@ -124,7 +124,7 @@ class SVDTopN(Method):
     topn: int = 200
 
     def __post_init__(self) -> None:
-        positive_integer("topn", self.topn)
+        positive_integer("topn", self.topn, maximum=10**6)
 
     def forward_function(self, f: ScalarFunction) -> ScalarFunction:
         if not f.defined_at_zero or f.value(torch.zeros(1)).item() != 0:

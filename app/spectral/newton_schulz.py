@@ -25,22 +25,28 @@ from .scalar_functions import ScalarFunction
 Coefficients = tuple[tuple[float, float], ...]
 """One pair (a_k, b_k) for each step."""
 
+MOST_STEPS = 1000
+"""Largest number of iterations or degree of a series. An option may come from the checkpoint of somebody else, and a
+billion steps would never end; the iterations have converged to round-off after some tens of steps."""
+
 
 def classic(iterations: int) -> Coefficients:
     """(3/2, 1/2) at every step (eq. 7)."""
     return ((1.5, 0.5),) * positive_integer("iterations", iterations)
 
 
-def positive_integer(name: str, value: int) -> int:
+def positive_integer(name: str, value: int, maximum: int = MOST_STEPS) -> int:
     """The value of an option, checked.
 
     Raises:
-        ValueError: for anything but a whole number of at least 1.
+        ValueError: for anything but a whole number from 1 to the maximum.
     """
     if not isinstance(value, int) or isinstance(value, bool):
         raise ValueError(f"{name} must be a whole number, got {value!r}")
     if value < 1:
         raise ValueError(f"{name} must be at least 1, got {value}")
+    if value > maximum:
+        raise ValueError(f"{name} must be at most {maximum}, got {value}")
     return value
 
 

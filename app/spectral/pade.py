@@ -17,6 +17,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .newton_schulz import MOST_STEPS
+
 DELTA = 1e-20
 
 
@@ -41,6 +43,8 @@ def pade_order(degree: int) -> int:
     """The order n of the diagonal approximant [n/n] matched to a series of ``degree = 2 n``."""
     if not isinstance(degree, int) or degree < 2 or degree % 2:
         raise ValueError(f"pade_degree must be even and at least 2 (it is matched by [n/n]), got {degree!r}")
+    if degree > MOST_STEPS:
+        raise ValueError(f"pade_degree must be at most {MOST_STEPS}, got {degree}")
     return degree // 2
 
 
