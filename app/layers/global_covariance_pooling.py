@@ -5,7 +5,8 @@ Shapes: B batch, C channels in, d channels after the reduction, H x W = N positi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -15,7 +16,9 @@ from torch import Tensor, nn
 from ..spectral import (
     METHODS,
     Execution,
+    Logarithm,
     Method,
+    Power,
     ScalarFunction,
     SpectralFunction,
     SquareRoot,
@@ -29,7 +32,13 @@ from ..spectral.methods import unknown_name
 from .spectral_layer import DTYPES, SpectralLayer, name_of
 
 MetaLayer = str | Method | nn.Module
-"""The normalisation of a covariance: the name of a method, a method, or a module ``(B, d, d) -> (B, d, d)``."""
+"""The normalisation of a covariance: a name, a method, or a module ``(B, d, d) -> (B, d, d)``."""
+
+FUNCTIONS: dict[str, Callable[..., ScalarFunction]] = {"power": Power, "log": partial(Logarithm, eps=1e-5)}
+"""The names that stand for a function of the covariance other than its square root, with the exact gradient."""
+
+FUNCTION_OPTIONS = {"power": ("alpha",), "log": ("eps",)}
+"""The options of these names that belong to the function; the others choose the method."""
 
 
 class GlobalCovariancePooling(SpectralLayer):
@@ -44,9 +53,11 @@ class GlobalCovariancePooling(SpectralLayer):
         in_channels: channels C of the feature map.
         dim: channels d that the covariance is taken of, at most C. ``None``: no reduction, d = C (AlexNet). Several
             numbers: as many reductions, one after the other, and d is the last.
-        meta_layer: a name of `app.spectral.METHODS`, a `Method` object, or a module ``(B, d, d) -> (B, d, d)`` that
-            normalises the covariance by other means than its eigenvalues.
+        meta_layer: a name of `app.spectral.METHODS`, ``power`` or ``log``, a `Method` object, or a module
+            ``(B, d, d) -> (B, d, d)`` that normalises the covariance by other means than its eigenvalues.
         meta_options: options of a meta-layer that is given by name, such as ``{"pade_degree": 50}``, and ``route``.
+            ``power`` takes ``alpha`` (0.5), ``log`` takes ``eps`` (1e-5), which is added to the eigenvalues, and both
+            take ``method`` (``svd-exact``) and its options.
         spectral_dtype: precision of the covariance and all that follows it.
         function: the function of the covariance; ``None``: its square root. Not used by a module.
         feature_normalisation: a module ``(B, d, N) -> (B, d, N)`` on the features before their covariance is taken.
@@ -77,7 +88,7 @@ class GlobalCovariancePooling(SpectralLayer):
         super().__init__(DTYPES[spectral_dtype])
         widths = [dim] if isinstance(dim, int) else list(dim or [])
         self.channels = [in_channels, *widths]
-        self.function = function or SquareRoot()
+        self.function = function
         self.use_meta_layer(meta_layer, meta_options)
         if not all(2 <= width <= in_channels for width in self.channels):
             raise ValueError(f"dim must lie between 2 and the {in_channels} channels of the backbone, got {dim}")
@@ -122,14 +133,29 @@ class GlobalCovariancePooling(SpectralLayer):
             raise ValueError(
                 f"covariance pooling of {channels} channels cannot become gap: its output has another shape"
             )
-        if isinstance(meta_layer, str) and meta_layer not in METHODS:
-            raise unknown_name("meta_layer", meta_layer, ("gap", *METHODS))
         route = options.pop("route", "auto")
-        spectral_function = SpectralFunction(self.function, find_method(meta_layer, options))
+        function, method = self.function, meta_layer
+        if isinstance(meta_layer, str):
+            function, method = self._function_and_method(meta_layer, options)
+        spectral_function = SpectralFunction(function or SquareRoot(), find_method(method, options))
         # a wrong route is an error here, not in the first batch
         runs_by_products(spectral_function, Execution(route=route), torch.device("cpu"))
         self._method, self._spectral_function, self._route = meta_layer, spectral_function, route
         self.normalisation, self.meta_options = None, dict(meta_options or {})
+
+    def _function_and_method(self, name: str, options: dict[str, Any]) -> tuple[ScalarFunction | None, str | Method]:
+        """The function and the method that a name stands for; takes the options that are not the method's."""
+        if name not in FUNCTIONS:
+            if name not in METHODS:
+                raise unknown_name("meta_layer", name, ("gap", *METHODS, *FUNCTIONS))
+            return self.function, name
+        if self.function is not None:
+            raise ValueError(f"meta_layer {name} names a function itself: leave out function, or name a method")
+        arguments = {"alpha": 0.5} if name == "power" else {}
+        for option in FUNCTION_OPTIONS[name]:
+            if option in options:
+                arguments[option] = options.pop(option)
+        return FUNCTIONS[name](**arguments), options.pop("method", "svd-exact")
 
     def forward(self, features: Tensor) -> Tensor:
         if features.shape[-2:].numel() < 2:
@@ -146,7 +172,8 @@ class GlobalCovariancePooling(SpectralLayer):
         return Q.flatten(1).index_select(1, self.upper_triangle)
 
     def _function_of_covariance(self, X: Tensor, execution: Execution) -> Tensor:
-        return covariance_function(X, self.function, self._spectral_function.method, execution=execution)
+        function = self._spectral_function
+        return covariance_function(X, function.function, function.method, execution=execution)
 
     def _normalised_covariance(self, X: Tensor, execution: Execution) -> Tensor:
         assert self.normalisation is not None

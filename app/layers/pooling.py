@@ -9,12 +9,12 @@ from torch import nn
 
 from ..spectral import METHODS, ScalarFunction
 from .global_average_pooling import GlobalAveragePooling
-from .global_covariance_pooling import GlobalCovariancePooling, MetaLayer
+from .global_covariance_pooling import FUNCTIONS, GlobalCovariancePooling, MetaLayer
 
 
 def meta_layers() -> tuple[str, ...]:
-    """The names of the meta-layers: ``gap`` and every method of `app.spectral`, registered ones included."""
-    return ("gap", *METHODS)
+    """The names of the meta-layers: ``gap``, the methods of `app.spectral` and registered ones, ``power``, ``log``."""
+    return ("gap", *METHODS, *FUNCTIONS)
 
 
 def build_pooling(

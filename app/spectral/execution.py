@@ -20,7 +20,7 @@ class Execution:
 
     Attributes:
         dtype: precision of the spectral part, float32 or float64.
-        route: of the Newton-Schulz methods: ``eigenbasis`` (a decomposition and the scalar iteration), ``products``
+        route: of the iterations: ``eigenbasis`` (a decomposition and the scalar iteration), ``products``
             (matrix products alone) or ``auto`` (the eigenbasis on a CPU, products elsewhere).
         counts: where failures are counted; ``None``: nowhere.
         observer: receives the eigenvalues ``(B, r)``, ascending, of the matrices that were decomposed; products

@@ -16,12 +16,13 @@ from .autograd import Covariance, CovarianceFunction, MatrixFunction, SpectralFu
 from .checks import check_covariance, check_eps, check_features, check_matrix, check_spectrum
 from .eigh import FailureCounts, eigh
 from .execution import Execution
-from .methods import Method, find_method, newton_schulz_of
-from .newton_schulz import NewtonSchulz, minimax, newton_schulz
+from .iterations import Iteration, iterate
+from .methods import Method, find_method, iteration_of
+from .newton_schulz import cubic_steps, minimax
 from .once_differentiable import graph_anchor
 from .scalar_functions import InverseSquareRoot, Logarithm, Power, ScalarFunction, SquareRoot
 
-FALLBACK = minimax(iterations=12, floor=1e-6)
+FALLBACK = cubic_steps(minimax(iterations=12, floor=1e-6))
 """Steps for matrices that cannot be decomposed: round-off accuracy for relative eigenvalues down to 1e-6."""
 
 EXECUTION_FIELDS = tuple(field.name for field in fields(Execution))
@@ -84,7 +85,7 @@ def matrix_power(
 ) -> Tensor:
     """``P^alpha``, alpha > 0 (the power of MPN-COV, Li et al., ICCV 2017); otherwise as `matrix_sqrt`.
 
-    The Newton-Schulz methods are not defined here.
+    The iterations (isqrt-cov, ns-minimax, svd-newton, svd-halley) are not defined here.
     """
     return _matrix_function(P, Power(alpha), method, 0.0, execution, options)
 
@@ -300,9 +301,9 @@ def runs_by_products(function: SpectralFunction, execution: Execution, device: t
     Raises:
         ValueError: for the route ``products`` with a method that has no such route.
     """
-    if not isinstance(function.forward_function, NewtonSchulz):
+    if not isinstance(function.forward_function, Iteration):
         if execution.route == "products":
-            raise ValueError("route 'products' is for the Newton-Schulz methods, isqrt-cov and ns-minimax")
+            raise ValueError("route 'products' is for the iterations, isqrt-cov, ns-minimax and svd-halley")
         return False
     return execution.route == "products" or (execution.route == "auto" and device.type != "cpu")
 
@@ -336,9 +337,9 @@ def _decompose_covariance(Y: Tensor, counts: FailureCounts | None) -> tuple[Tens
 
 def _products(A: Tensor, function: SpectralFunction) -> Tensor:
     iteration = function.forward_function
-    assert isinstance(iteration, NewtonSchulz)
+    assert isinstance(iteration, Iteration)
     check_covariance(A.detach())
-    return newton_schulz(A, iteration.coefficients, inverse=iteration.inverse)
+    return iterate(A, iteration.steps, inverse=iteration.inverse)
 
 
 def _replace(Q: Tensor, unsolved: Tensor, A: Tensor, function: SpectralFunction) -> Tensor:
@@ -348,14 +349,14 @@ def _replace(Q: Tensor, unsolved: Tensor, A: Tensor, function: SpectralFunction)
         LinAlgError: for a function that has no iteration.
     """
     iteration = function.forward_function
-    if not isinstance(iteration, NewtonSchulz):
+    if not isinstance(iteration, Iteration):
         try:
-            iteration = newton_schulz_of(iteration, FALLBACK)
+            iteration = iteration_of(iteration, FALLBACK)
         except ValueError:
             message = f"{int(unsolved.sum())} matrices could not be decomposed, and {iteration} needs it"
             raise LinAlgError(message) from None
     # in float64, for the iteration amplifies round-off in the null space
-    result = newton_schulz(A[unsolved].double(), iteration.coefficients, inverse=iteration.inverse)
+    result = iterate(A[unsolved].double(), iteration.steps, inverse=iteration.inverse)
     return Q.index_put((unsolved,), result.to(Q.dtype))
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -25,7 +24,10 @@ class ScalarFunction(ABC):
             multiplies by tr(P)^h, as Newton-Schulz iterations need (Song et al., ICCV 2021, eq. 8 and 9).
     """
 
-    defined_at_zero: ClassVar[bool] = True
+    @property
+    def defined_at_zero(self) -> bool:
+        """See above."""
+        return True
 
     @property
     def trace_degree(self) -> float | None:
@@ -99,14 +101,32 @@ class Power(ScalarFunction):
 
 @dataclass(frozen=True)
 class Logarithm(ScalarFunction):
-    """f = log(l) (DeepO2P, Ionescu et al., ICCV 2015):  f[a, b] = -log(1 - t) / (t h) with h, t as in `Power`."""
+    """f = log(l + eps) (DeepO2P, Ionescu et al., ICCV 2015).
 
-    defined_at_zero = False
+    f[a, b] = -log(1 - t) / (t h), with h, t as in `Power`, of the arguments a + eps and b + eps.
+
+    Args:
+        eps: added to the eigenvalues; without it, singular matrices are an error.
+
+    Raises:
+        ValueError: for a number that is negative or not finite.
+    """
+
+    eps: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.eps < float("inf"):
+            raise ValueError(f"eps must be a finite number of at least 0, got {self.eps}")
+
+    @property
+    def defined_at_zero(self) -> bool:
+        return self.eps > 0
 
     def value(self, a: Tensor) -> Tensor:
-        return a.log()
+        return (a + self.eps).log()
 
     def divided_difference(self, a: Tensor, b: Tensor) -> Tensor:
+        a, b = a + self.eps, b + self.eps
         high, t = relative_gap(a, b)
         near = torch.where(t > 0, -torch.log1p(-t) / t, 1) / high
         return torch.where(t > 0.5, (a.log() - b.log()) / (a - b), near)

@@ -5,7 +5,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from app.layers import DecorrelatedBatchNorm2d, meta_layers
-from app.spectral import autograd, functions, newton_schulz
+from app.spectral import autograd, functions, iterations
 
 SHORT = ("--trainer.max_epochs", 1, "--trainer.limit_train_batches", 2, "--trainer.limit_val_batches", 1,
          "--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false", "--data.batch_size", 16,
@@ -63,7 +63,7 @@ def watched(monkeypatch):
     monkeypatch.setattr(pooling, inside(functions.covariance_function))
     monkeypatch.setattr(DecorrelatedBatchNorm2d, "forward", inside(DecorrelatedBatchNorm2d.forward))
     for function in (autograd.MatrixFunction, autograd.CovarianceFunction, autograd.Covariance,
-                     newton_schulz._NewtonSchulzProducts):  # fmt: skip
+                     iterations._IterationOfMatrices):  # fmt: skip
         monkeypatch.setattr(function, "backward", staticmethod(inside(function.backward)))
     for name in ("eigh", "svd", "qr", "matrix_exp"):
         monkeypatch.setattr(torch.linalg, name, inside(getattr(torch.linalg, name)))

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[3]
 EXACT = ("mpn-cov", "svd-exact", "svd-trunc", "svd-taylor", "svd-pade", "svd-pi", "svd-newton")
 """Methods whose forward pass is the inverse square root itself."""
 
-TRUE_GRADIENTS = ("svd-exact", "mpn-cov", "svd-pade", "isqrt-cov", "ns-minimax")
+TRUE_GRADIENTS = ("svd-exact", "mpn-cov", "svd-pade", "isqrt-cov", "ns-minimax", "svd-halley")
 """Of matrices with well separated eigenvalues."""
 
 

@@ -3,9 +3,9 @@ import torch
 from torch import nn
 
 from app.layers import GlobalAveragePooling, GlobalCovariancePooling, build_pooling, meta_layers, spectral_layers
-from app.spectral import Power, SVDTaylor, covariance, covariance_power, covariance_sqrt, matrix_sqrt
+from app.spectral import Power, SVDTaylor, covariance, covariance_power, covariance_sqrt, matrix_log, matrix_sqrt
 
-TRUE_GRADIENTS = ("mpn-cov", "isqrt-cov", "ns-minimax", "svd-exact", "svd-pade", "svd-trunc")
+TRUE_GRADIENTS = ("mpn-cov", "isqrt-cov", "ns-minimax", "svd-halley", "svd-exact", "svd-pade", "svd-trunc")
 
 
 def features(batch=3, channels=8, side=4, dtype=torch.float64):
@@ -134,7 +134,7 @@ def test_the_route_is_an_option():
         for route in ("eigenbasis", "products")
     )
     torch.testing.assert_close(eigenbasis, products)
-    with pytest.raises(ValueError, match="route 'products' is for the Newton-Schulz methods"):
+    with pytest.raises(ValueError, match="route 'products' is for the iterations"):
         GlobalCovariancePooling(8, None, "svd-exact", {"route": "products"})
 
 
@@ -237,6 +237,44 @@ def test_a_method_object_a_function_and_modules_of_your_own():
         build_pooling("gap", 4, function=Power(0.3))
     with pytest.raises(ValueError, match="defined for the square root and its inverse only"):
         build_pooling("isqrt-cov", 4, None, function=Power(0.3))
+
+
+@pytest.mark.parametrize("method", ["svd-exact", "svd-pade", "mpn-cov", "svd-taylor"])
+def test_power_and_logarithm_by_name(method):
+    x = features(channels=4)
+    X = x.flatten(2)
+    power = build_pooling("power", 4, None, {"alpha": 0.7, "method": method})
+    assert torch.equal(power(x), upper(covariance_power(X, 0.7, method)))
+    assert torch.equal(build_pooling("power", 4, None)(x), upper(covariance_power(X, 0.5)))
+    log = build_pooling("log", 4, None, {"eps": 1e-3, "method": method})
+    torch.testing.assert_close(log(x), upper(matrix_log(covariance(X), method, eps=1e-3)), rtol=1e-9, atol=1e-9)
+    if method == "svd-exact":
+        assert torch.autograd.gradcheck(power, x.requires_grad_())
+        assert torch.autograd.gradcheck(log, x.requires_grad_())
+
+
+def test_the_logarithm_of_fewer_positions_than_channels():
+    x = features(channels=8, side=2).requires_grad_()
+    layer = build_pooling("log", 8, None, {"eps": 0.1})
+    expected = matrix_log(covariance(x.flatten(2)), eps=0.1)
+    torch.testing.assert_close(layer(x), upper(expected), rtol=1e-10, atol=1e-10)
+    assert torch.autograd.gradcheck(layer, x)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "function", "message"),
+    [
+        ("power", {"alpha": -1}, None, "alpha must be positive"),
+        ("power", {"alpha": 0.7, "method": "isqrt-cov"}, None, "defined for the square root and its inverse only"),
+        ("power", {"eps": 1}, None, r"svd-exact takes no option 'eps'"),
+        ("log", {"eps": -1}, None, "eps must be a finite number"),
+        ("log", {"method": "svd-topn"}, None, "svd-topn sets eigenvalues to zero"),
+        ("log", {}, Power(0.3), "names a function itself"),
+    ],
+)
+def test_functions_that_are_not_defined(name, options, function, message):
+    with pytest.raises(ValueError, match=message):
+        build_pooling(name, 8, 4, options, function=function)
 
 
 def test_a_module_is_observed_and_switched_like_a_method(spectra):

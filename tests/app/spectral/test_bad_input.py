@@ -113,12 +113,12 @@ def test_features(name, method, X, error, message):
 @pytest.mark.parametrize("route", ["eigenbasis", "products"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_non_finite_input_of_both_routes(value, route):
-    for method in ("isqrt-cov", "ns-minimax"):
+    for method in ("isqrt-cov", "ns-minimax", "svd-halley"):
         refused(FloatingPointError, "1 of 1 samples", covariance_sqrt, with_entry(X, value), method, route=route)
         refused(FloatingPointError, "non-finite", matrix_sqrt, with_entry(EYE, value), method, route=route)
 
 
-INVERTING = [("inverse_sqrt", m) for m in METHODS if m not in ("svd-topn", "isqrt-cov", "ns-minimax")]
+INVERTING = [("inverse_sqrt", m) for m in METHODS if m not in ("svd-topn", "isqrt-cov", "ns-minimax", "svd-halley")]
 INVERTING += [("log", m) for _, m in INVERTING if m != "svd-newton"]
 
 
@@ -170,6 +170,7 @@ NAN, INF = float("nan"), float("inf")
 OUT_OF_RANGE = {
     ("isqrt-cov", "iterations"): [0, -2, 2.5, True],
     ("ns-minimax", "iterations"): [0, -2, 2.5],
+    ("svd-halley", "iterations"): [0, -2, 2.5],
     ("ns-minimax", "floor"): [0.0, -1e-3, 1.0, 1.5, NAN],
     ("svd-newton", "iterations"): [0, 10.0],
     ("svd-topn", "topn"): [0, -1, 2.5],
@@ -194,8 +195,8 @@ def test_value_out_of_range(method, option, value):
     ("method", "route", "message"),
     [
         ("isqrt-cov", "gpu", "unknown route 'gpu': choose auto, eigenbasis or products"),
-        ("svd-exact", "products", "route 'products' is for the Newton-Schulz methods"),
-        ("svd-newton", "products", "route 'products' is for the Newton-Schulz methods"),
+        ("svd-exact", "products", "route 'products' is for the iterations"),
+        ("svd-newton", "products", "route 'products' is for the iterations"),
     ],
 )
 def test_wrong_route(method, route, message):
@@ -215,9 +216,9 @@ def test_alpha_out_of_range(function, x, alpha):
     refused(ValueError, f"alpha must .*positive.*, got {alpha}", function, x, alpha)
 
 
-@pytest.mark.parametrize("method", ["isqrt-cov", "ns-minimax", "svd-newton"])
+@pytest.mark.parametrize("method", ["isqrt-cov", "ns-minimax", "svd-newton", "svd-halley"])
 def test_iteration_for_another_function(method):
-    message = "Newton-Schulz iteration is defined for the square root and its inverse only"
+    message = "the iteration is defined for the square root and its inverse only"
     refused(ValueError, message, matrix_power, EYE, 0.5, method)
     refused(ValueError, message, covariance_power, X, 0.5, method)
     refused(ValueError, message, matrix_log, EYE, method)

@@ -60,7 +60,7 @@ def test_batch_dimensions(batch, route, normal, backprop):
 @pytest.mark.parametrize("route", ["eigenbasis", "products"])
 @pytest.mark.parametrize("method", METHODS)
 def test_empty_batch(method, route, shape):
-    options = {"route": route} if method in ("isqrt-cov", "ns-minimax") else {}
+    options = {"route": route} if method in ("isqrt-cov", "ns-minimax", "svd-halley") else {}
     counts = FailureCounts()
     X = torch.zeros(*shape, 5, 4, requires_grad=True)
     P = torch.zeros(*shape, 5, 5, requires_grad=True)
@@ -112,7 +112,7 @@ def test_one_decomposition_for_the_batch_of_a_thread(method, normal, backprop, d
     assert [A.shape for A in decompositions] == [(8, 6, 6)]
 
 
-@pytest.mark.parametrize("method", ["isqrt-cov", "ns-minimax"])
+@pytest.mark.parametrize("method", ["isqrt-cov", "ns-minimax", "svd-halley"])
 def test_products_need_no_decomposition(method, normal, backprop, decompositions):
     backprop(lambda X: covariance_sqrt(X, method, route="products"), normal(8, 6, 5), normal(8, 6, 6))
     assert decompositions == []

@@ -29,10 +29,10 @@ EPS = torch.finfo(torch.float64).eps
 LIMIT = 100.0
 SPECTRUM = [1.0, 0.6, 0.3, 0.1]
 SIDES = [(6, 5), (4, 9)]
-ITERATIVE = ("isqrt-cov", "ns-minimax")
+ITERATIVE = ("isqrt-cov", "ns-minimax", "svd-halley")
 # Errors in the null space grow by a_k a step in the value, by a_k^2 and more in its tangents, which mix with the
 # others: there is no useful bound for twelve steps. Three digits are more than a stochastic gradient knows.
-VALUE = 10 * 6 * EPS * math.prod(a for a, _ in FALLBACK)
+VALUE = 10 * 6 * EPS * math.prod(step.a for step in FALLBACK)
 GRADIENT = 1e-3
 # Another decomposition of the same matrix, at another address or in another batch: kernels of the backend depend on the
 # alignment. The backward error of each of the two is 10 n eps l_max; n = 6 at most. It moves an eigenvalue of the

@@ -30,6 +30,7 @@ FUNCTIONS = {
 BY_SVD = ["mpn-cov", "svd-trunc", "svd-taylor", "svd-pade", "svd-exact"]
 NEWTON_SCHULZ = [("isqrt-cov", "eigenbasis"), ("isqrt-cov", "products")]
 NEWTON_SCHULZ += [("ns-minimax", "eigenbasis"), ("ns-minimax", "products")]
+NEWTON_SCHULZ += [("svd-halley", "eigenbasis"), ("svd-halley", "products")]
 
 TRUE_GRADIENTS = [(f, m, "auto") for f in FUNCTIONS for m in BY_SVD]
 TRUE_GRADIENTS += [(f, "svd-topn", "auto") for f in ("sqrt", "power")]  # keeps all four eigenvalues
@@ -57,7 +58,7 @@ def test_repeated_eigenvalues(function, method, route, eigenvalues, with_spectru
     assert probe(lambda P: FUNCTIONS[function](P, method, route=route), with_spectrum(eigenvalues))
 
 
-@pytest.mark.parametrize("method", ["isqrt-cov", "ns-minimax"])
+@pytest.mark.parametrize("method", ["isqrt-cov", "ns-minimax", "svd-halley"])
 @pytest.mark.parametrize("route", ["eigenbasis", "products"])
 @pytest.mark.parametrize("iterations", [1, 2, 7])
 def test_number_of_iterations(method, route, iterations, with_spectrum):
@@ -111,7 +112,7 @@ def test_third_derivative_of_the_exact_root():
 
 
 ONCE = [("sqrt", m, "auto") for m in METHODS if m != "svd-exact"]
-ONCE += [("sqrt", "isqrt-cov", "products"), ("sqrt", "ns-minimax", "products")]
+ONCE += [("sqrt", "isqrt-cov", "products"), ("sqrt", "ns-minimax", "products"), ("sqrt", "svd-halley", "products")]
 ONCE += [(f, "svd-exact", "auto") for f in FUNCTIONS if f != "sqrt"]
 
 

@@ -6,7 +6,9 @@ import mpmath
 import pytest
 import torch
 
-from app.spectral.newton_schulz import NewtonSchulz, classic, minimax
+from app.spectral.halley import HalleyStep
+from app.spectral.iterations import Iteration
+from app.spectral.newton_schulz import classic, cubic_steps, minimax
 from app.spectral.scalar_functions import InverseSquareRoot, Logarithm, Power, SquareRoot, relative_gap
 
 EPS = torch.finfo(torch.float64).eps
@@ -112,7 +114,11 @@ def test_broadcasting():
 def test_arguments_are_left_alone():
     a, b = torch.tensor([1.0, 2.0], dtype=torch.float64), torch.tensor([1.0, 0.5], dtype=torch.float64)
     kept = a.clone(), b.clone()
-    for f, _, _ in [*FUNCTIONS.values(), (NewtonSchulz(classic(3)), None, None)]:
+    for f, _, _ in [
+        *FUNCTIONS.values(),
+        (Iteration(cubic_steps(classic(3))), None, None),
+        (Iteration((HalleyStep(),) * 3), None, None),
+    ]:
         f.value(a)
         f.divided_difference(a, b)
     assert torch.equal(a, kept[0])
@@ -143,7 +149,7 @@ def iterate(coefficients, x, inverse):
 @pytest.mark.parametrize("steps", STEPS)
 def test_newton_schulz(steps, inverse, pair):
     coefficients = STEPS[steps]
-    f = NewtonSchulz(coefficients, inverse=inverse)
+    f = Iteration(cubic_steps(coefficients), inverse=inverse)
     a, b = number(pair[0]), number(pair[1])
     with mpmath.workdps(60):
         exact = float(iterate(coefficients, mpmath.mpf(pair[0]), inverse))

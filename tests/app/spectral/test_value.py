@@ -29,13 +29,14 @@ TOLERANCE = 10 * len(SPECTRUM) * EPS * SPECTRUM[0] / SPECTRUM[-1]
 SHIFT = 1e-3
 
 EXACT_FORWARD = ["mpn-cov", "svd-topn", "svd-trunc", "svd-pi", "svd-taylor", "svd-pade", "svd-exact"]
-ITERATIONS = {"isqrt-cov": classic(5), "ns-minimax": minimax(5, 1e-3)}
+HALLEY = "halley"
+ITERATIONS = {"isqrt-cov": classic(5), "ns-minimax": minimax(5, 1e-3), "svd-halley": [HALLEY] * 5}
 ROUTES = [(m, "eigenbasis") for m in METHODS] + [(m, "products") for m in ITERATIONS]
 
 
 def test_names():
     assert " ".join(sorted(METHODS)) == (
-        "isqrt-cov mpn-cov ns-minimax svd-exact svd-newton svd-pade svd-pi svd-taylor svd-topn svd-trunc"
+        "isqrt-cov mpn-cov ns-minimax svd-exact svd-halley svd-newton svd-pade svd-pi svd-taylor svd-topn svd-trunc"
     )
 
 
@@ -52,6 +53,7 @@ def test_names():
         ("svd-pade", {"pade_degree": 100}),
         ("svd-exact", {}),
         ("ns-minimax", {"iterations": 5, "floor": 1e-3}),
+        ("svd-halley", {"iterations": 5}),
     ],
 )
 def test_published_defaults(method, options):
@@ -72,10 +74,12 @@ def test_documented_examples():
     assert results.failed == 0
 
 
-def iterate(coefficients, x, inverse):
+def iterate(steps, x, inverse):
+    """The coupled iteration; a step is a pair of coefficients, or `HALLEY`."""
     y, z = x, mpmath.mpf(1)
-    for a, b in coefficients:
-        w = a - b * z * y
+    for step in steps:
+        m = z * y
+        w = (3 + m) / (1 + 3 * m) if step == HALLEY else step[0] - step[1] * m
         y, z = y * w, z * w
     return z if inverse else y
 
@@ -163,8 +167,12 @@ def test_topn_of_a_covariance(d, N, topn, features, in_high_precision, relative_
 @pytest.mark.parametrize("method", ITERATIONS)
 def test_number_of_iterations(method, iterations, with_spectrum, in_high_precision, relative_error):
     P = with_spectrum(SPECTRUM)
-    steps = classic(iterations) if method == "isqrt-cov" else minimax(iterations, 0.01)
-    options = {} if method == "isqrt-cov" else {"floor": 0.01}
+    options = {"floor": 0.01} if method == "ns-minimax" else {}
+    steps = {
+        "isqrt-cov": classic(iterations),
+        "ns-minimax": minimax(iterations, 0.01),
+        "svd-halley": [HALLEY] * iterations,
+    }[method]
     expected = in_high_precision(P, lambda x, trace: iterate(steps, x / trace, False) * mpmath.sqrt(trace))
     assert relative_error(matrix_sqrt(P, method, iterations=iterations, **options), expected) < TOLERANCE
 
