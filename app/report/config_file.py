@@ -86,15 +86,16 @@ def read_config(path: Path) -> tuple[dict[str, Any], str | None]:
 
     Raises:
         ValueError: for a file that is not valid YAML, or is out of bounds; the message names it.
-        OSError: for a file that cannot be read.
     """
     try:
         if path.exists() and not path.is_file():  # a pipe would block
-            raise ValueError(f"{path} is not a file")
+            return {}, f"{path} is not a file, and is left out"
         with path.open("rb") as file:
             data = file.read(LARGEST_FILE + 1)
     except FileNotFoundError:
         return {}, None
+    except OSError as error:
+        return {}, f"{path} could not be read ({error.strerror or error}), and is left out"
     if len(data) > LARGEST_FILE:
         raise ValueError(f"{path} has more than {LARGEST_FILE} bytes: it is not the configuration of a run")
     try:

@@ -127,7 +127,6 @@ def read_run(folder: Path) -> Run:
 
     Raises:
         ValueError: for a ``config.yaml`` that is not valid YAML.
-        OSError: for one that may not be read.
     """
     config, problem = read_config(folder / "config.yaml")
     problems = [problem] if problem else []

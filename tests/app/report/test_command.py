@@ -1,5 +1,7 @@
 """The command ``python -m app.report``."""
 
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -63,6 +65,72 @@ def test_plots_without_data_are_left_out(tmp_path):
     report.main([str(trained(tmp_path / "run")), "--output", str(out)])
     assert sorted(p.name for p in out.iterdir()) == ["condition_number.png", "errors.png", "notes.txt", "report.md"]
     assert "smoothness" not in (out / "report.md").read_text()
+
+
+def test_a_damaged_file_is_named_on_the_screen_and_in_the_report(tmp_path, capsys):
+    file = next(trained(tmp_path / "run").glob("events*"))
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 16
+    file.write_bytes(data)
+    report.main([str(tmp_path / "run"), "--output", str(tmp_path / "out")])
+    message = capsys.readouterr().err
+    assert re.fullmatch(rf"{file} is damaged after step \d+, and was read up to step 28; .*\n", message)
+    text = (tmp_path / "out/report.md").read_text()
+    assert f"## What could not be read\n\n- {message}" in text
+
+
+def test_folders_and_files_that_may_not_be_read_are_named(as_nobody, capsys):
+    folder = as_nobody.folder
+    for name in ("a", "b", "c", "d"):
+        trained(folder / name)
+    (folder / "out").mkdir()
+    (folder / "out").chmod(0o777)
+    (folder / "b").chmod(0)
+    next((folder / "c").glob("events*")).chmod(0)
+    (folder / "d").chmod(0o444)  # lists its files, and opens none
+    with as_nobody:
+        report.main([str(folder / "a"), str(folder), "--output", str(folder / "out")])
+        with pytest.raises(SystemExit):
+            report.main([str(folder / "b"), "--output", str(folder / "out")])
+        with pytest.raises(SystemExit):
+            report.main([str(folder / "b/none"), "--output", str(folder / "out")])
+    *lines, last, missing = capsys.readouterr().err.splitlines()
+    assert f"{folder / 'b'} could not be read (Permission denied), and is left out" in lines
+    for name in ("c", "d"):
+        assert any(line.startswith(f"{folder / name}/events") and "left out" in line for line in lines)
+    assert last.startswith("error: ")
+    assert f"{folder / 'b'} could not be read (Permission denied)" in last
+    assert missing.startswith("error: ")
+    text = (folder / "out/report.md").read_text()
+    assert text.count("left out") == 4  # of d also config.yaml
+
+
+def test_a_full_disk_leaves_the_earlier_report(tmp_path):
+    trained(tmp_path / "run")
+    command = f"{sys.executable} -m app.report {tmp_path / 'run'} --output {tmp_path / 'out'}"
+    report.main([str(tmp_path / "run"), "--output", str(tmp_path / "out")])
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    trained(tmp_path / "run", meta_layer="mpn-cov")
+    shell = ["bash", "-c", f"ulimit -f 20; {command}"]
+    done = subprocess.run(shell, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    (error,) = done.stderr.splitlines()
+    assert re.match(
+        rf"error: {tmp_path}/out/\w+\.png cannot be written: File too large; the previous file is kept", error
+    )
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+
+
+@pytest.mark.parametrize("tool", ["report RUN", "plot", "tables", "bench --sweep --batch 1 --channels 8 --positions 9"])
+def test_without_a_folder_for_temporary_files_every_tool_works_or_says_so(tool, tmp_path):
+    """No home, and no room for temporary files anywhere: matplotlib and torch look for some when they are imported."""
+    trained(tmp_path / "run")
+    command = f"{sys.executable} -m app.{tool}".replace("RUN", str(tmp_path / "run"))
+    environment = {"PATH": os.environ["PATH"], "HOME": "/proc/none", "TMPDIR": "/proc/none", "PYTHONPATH": str(ROOT)}
+    shell = ["bash", "-c", f"cd {tmp_path}; ulimit -f 0; exec timeout 60 {command}"]
+    done = subprocess.run(shell, capture_output=True, text=True, env=environment)
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("error:") == (done.returncode != 0)
 
 
 def test_a_real_run(main, demo, tmp_path, capsys):
