@@ -1,4 +1,4 @@
-"""Differentiable spectral matrix functions. Pure torch: nothing here knows of images, modules or training."""
+"""Differentiable spectral matrix functions. Pure torch: nothing here knows about images, modules or training."""
 
 from .autograd import SpectralFunction
 from .eigh import FailureCounts

@@ -1,10 +1,10 @@
-r"""The one autograd function of every spectral layer.
+r"""The forward and backward pass that all spectral layers share.
 
     forward:   Q = U f(diag(l)) U^T
     backward:  dL/dP = U (D * M) U^T,   M = U^T (G + G^T)/2 U
 
-D comes from the gradient rule of the method (`methods`). Decompositions are made before, without autograd, and passed
-in: they are constants here, so one Hadamard product is the whole derivative.
+D comes from the gradient rule of the method (`methods`). Decompositions are computed beforehand, without autograd, and
+passed in as constants, so the whole derivative is one Hadamard product.
 
 Shapes: B batch, d channels, N positions, r = min(d, N) eigenvalues.
 """
@@ -67,7 +67,7 @@ class SpectralFunction:
         """The factors of the backward pass.
 
         Returns:
-            D ``(B, r, r)``; its column for an eigenvalue of zero, D_i0 ``(B, r)``, which pairs range and null space;
+            D ``(B, r, r)``; its column for an eigenvalue of zero, D_i0 ``(B, r)``, for pairs of range and null space;
             and for functions of P / tr(P) the weights t ``(B, r)`` of the trace term ``(sum_i t_i M_ii) I``.
         """
         f, eigenvalues = self.backward_function, self.method.kept(eigenvalues)
@@ -96,7 +96,7 @@ def _trace_scale(eigenvalues: Tensor) -> Tensor:
 class MatrixFunction(torch.autograd.Function):
     """``f(P)`` from the decomposition of P. Saves the eigenvectors and eigenvalues, and for svd-exact also Q.
 
-    The exact square root can be differentiated twice, where P is positive definite.
+    The exact square root can be differentiated twice where P is positive definite.
     """
 
     @staticmethod
@@ -105,7 +105,7 @@ class MatrixFunction(torch.autograd.Function):
     ) -> Tensor:
         Q = (U * function.values(eigenvalues).unsqueeze(-2)) @ U.mT
         ctx.function = function
-        # the second derivative goes through Q
+        # the second derivative is computed from Q
         ctx.save_for_backward(eigenvalues, U, Q if function.twice_differentiable else anchor)
         return Q
 
@@ -122,7 +122,7 @@ class MatrixFunction(torch.autograd.Function):
 
 
 def _gradient_of_matrix(G: Tensor, U: Tensor, D: Tensor, t: Tensor | None) -> Tensor:
-    """``U (D * M) U^T``, and the trace term where there is one."""
+    """``U (D * M) U^T``, plus the trace term if there is one."""
     M = U.mT @ (G @ U)
     M = (M + M.mT).mul_(0.5)
     dP = U @ D.mul(M) @ U.mT
@@ -168,10 +168,10 @@ class CovarianceFunction(torch.autograd.Function):
 
         2 [U (D * M - M diag(D_0)) + G U diag(D_0)] diag(s) W^T
 
-    because ``U^T Y = diag(s) W^T``. Y need not be kept. The part null x null meets no feature and drops out.
+    because ``U^T Y = diag(s) W^T``. Y need not be kept. Pairs within the null space meet no feature and drop out.
 
-    The forward pass saves W, U and l, or Y, U and l. The gradient is for the uncentred features: its rows have mean
-    zero already, as those of Y have.
+    The forward pass saves W, U and l, or Y, U and l. The gradient is for the uncentred features: its rows already
+    have mean zero, as those of Y do.
     """
 
     @staticmethod
@@ -189,7 +189,7 @@ class CovarianceFunction(torch.autograd.Function):
         U = (Y @ V).mul_(torch.where(s > 0, 1 / s, 0).unsqueeze(-2))
         ctx.save_for_backward(eigenvalues, U, V, anchor)
         at_zero = function.values(torch.zeros_like(eigenvalues[..., :1]))
-        # the null space, of d - r dimensions at least, has no eigenvectors here: it is what U leaves of the identity
+        # The null space, of at least d - r dimensions, has no eigenvectors here: its projector is I - U U^T.
         Q = (U * (values - at_zero).unsqueeze(-2)) @ U.mT
         Q.diagonal(dim1=-2, dim2=-1).add_(at_zero)
         return Q.to(X.dtype)
@@ -220,7 +220,7 @@ class CovarianceFunction(torch.autograd.Function):
 
 
 class Covariance(torch.autograd.Function):
-    """``Y Y^T`` of the centred features over sqrt(N), ``(B, d, d)``; the gradient, for the uncentred X, is eq. (6)."""
+    """``Y Y^T`` of the centred features over sqrt(N), ``(B, d, d)``; the gradient, with respect to X, is eq. (6)."""
 
     @staticmethod
     def forward(ctx: Any, X: Tensor, anchor: Tensor, Y: Tensor) -> Tensor:

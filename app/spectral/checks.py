@@ -27,7 +27,7 @@ def check_matrix(P: Tensor) -> None:
 
     Raises:
         TypeError: for a dtype that is not floating point.
-        ValueError: for another shape, or a matrix that is not symmetric.
+        ValueError: if a matrix is not square or not symmetric.
         FloatingPointError: for non-finite values.
     """
     _refuse_transforms()
@@ -55,7 +55,7 @@ def check_covariance(covariance: Tensor) -> None:
     Raises:
         FloatingPointError: for non-finite values.
     """
-    # a covariance with a finite trace is finite: one small sum, one number read back
+    # A covariance with a finite trace is finite, so one small sum and reading back one number are enough.
     bad = ~covariance.diagonal(dim1=-2, dim2=-1).sum(-1).isfinite()
     if bad.any():
         raise FloatingPointError(f"{int(bad.sum())} of {len(bad)} samples have non-finite features or covariances")
@@ -65,7 +65,7 @@ def check_eps(eps: float) -> None:
     """Check the shift eps.
 
     Raises:
-        ValueError: for a number that is negative or not finite.
+        ValueError: if it is negative or not finite.
     """
     if not 0 <= eps < float("inf"):
         raise ValueError(f"eps must be a finite number of at least 0, got {eps}")
@@ -75,11 +75,11 @@ def check_spectrum(eigenvalues: Tensor, eps: float, precision: float) -> None:
     """Check that P is positive semi-definite up to round-off, given the eigenvalues ``(B, r)`` of ``P + eps I``.
 
     Raises:
-        ValueError: for a matrix that is not.
+        ValueError: if a matrix is not.
     """
     if not eigenvalues.numel():
         return
-    # Round-off is relative to the matrix that was decomposed, P + eps I, also where P itself is far smaller than eps.
+    # Round-off is relative to the matrix that was decomposed, P + eps I, even where P itself is far smaller than eps.
     # The allowance is the same as for the symmetry of P.
     allowance = precision**0.5 * eigenvalues.abs().amax(-1)
     wrong = eigenvalues[:, 0] - eps < -allowance
@@ -92,8 +92,8 @@ def check_spectrum(eigenvalues: Tensor, eps: float, precision: float) -> None:
 
 
 def _refuse_transforms() -> None:
-    """Say what to use in place of `torch.func`, whose own errors do not."""
-    # torch has no public name for this question
+    """Raise an error under `torch.func` transforms that names the alternative, which torch's own errors do not."""
+    # torch has no public function for this check
     if getattr(torch._C, "_are_functorch_transforms_active", bool)():
         raise RuntimeError(
             "torch.func transforms (vmap, grad, jvp) cannot run through spectral functions: these take batch "

@@ -25,7 +25,7 @@ RESIDUAL_LIMIT = 50.0
 
 @dataclass
 class FailureCounts:
-    """Counts of the decompositions of one layer, and of their failures, since it was built (plain integers).
+    """Counts of the decompositions of one layer and of their failures since the layer was built (plain integers).
 
     Attributes:
         calls: batches decomposed.
@@ -55,8 +55,8 @@ def eigh(A: Tensor, counts: FailureCounts | None = None) -> tuple[Tensor, Tensor
     """Decompose ``A = V diag(l) V^T``; matrices that fail are solved one by one, without touching the others.
 
     A matrix that does not converge, or that fails the sampled check, is retried in float64 on the CPU. If that fails
-    too, the mask says so, its eigenvalues are one and its eigenvectors zero, and it is left to a route that needs no
-    decomposition. Nothing is raised here, so that the processes of a run stay in step.
+    too, the matrix is marked in the mask, with eigenvalues of one and eigenvectors of zero, and left to a route that
+    needs no decomposition. Nothing is raised here, so that the processes of a run stay in step.
 
     Args:
         A: finite symmetric matrices ``(B, n, n)``, float32 or float64.
@@ -84,10 +84,10 @@ def eigh(A: Tensor, counts: FailureCounts | None = None) -> tuple[Tensor, Tensor
 
 
 def _eigh_in_threads(A: Tensor) -> tuple[Tensor, Tensor]:
-    """`torch.linalg.eigh`, on a CPU with one thread for each share of the batch.
+    """`torch.linalg.eigh`; on a CPU, the batch is divided among threads.
 
-    The backend would give all threads to one small matrix after the other. They then meet at a barrier thousands of
-    times, which is slow at best, and stalls where loader workers or other programs use the same cores.
+    The backend would use all threads on one small matrix after another. They would then meet at a barrier thousands of
+    times, which is slow at best, and stalls when loader workers or other programs use the same cores.
     """
     threads = min(torch.get_num_threads(), len(A))
     if threads < 2 or A.device.type != "cpu":
@@ -102,13 +102,13 @@ def _single_threads(threads: int) -> ThreadPoolExecutor:
     """A pool of threads, in each of which torch uses one thread."""
 
     def use_one_thread() -> None:
-        torch.get_num_threads()  # a new thread takes over the global number when it first uses torch: trigger that now
+        torch.get_num_threads()  # a new thread adopts the global number when it first uses torch: trigger that now
         torch.set_num_threads(1)
 
     pool = ThreadPoolExecutor(threads, "eigh", initializer=use_one_thread)
     together = Barrier(threads)
     list(pool.map(lambda _: together.wait(), range(threads)))  # starts all of them
-    torch.set_num_threads(threads)  # threads that are started elsewhere later take over the number that was set last
+    torch.set_num_threads(threads)  # threads that are started elsewhere later adopt the number that was set last
     return pool
 
 
@@ -117,7 +117,7 @@ if hasattr(os, "register_at_fork"):  # a forked process has none of the threads 
 
 
 def _is_wrong(A: Tensor, eigenvalues: Tensor, V: Tensor) -> Tensor:
-    """Mask ``(B,)``: is ``|A V - V l|_F > c n eps |A|_F`` or ``|V^T V - I|_F > c n eps`` (NaN counts as wrong)?"""
+    """Mask ``(B,)`` of ``|A V - V l|_F > c n eps |A|_F`` or ``|V^T V - I|_F > c n eps``; NaN counts as wrong."""
     n = A.shape[-1]
     limit = RESIDUAL_LIMIT * n * torch.finfo(A.dtype).eps
     residual = torch.linalg.matrix_norm(A @ V - V * eigenvalues.unsqueeze(-2))
@@ -157,7 +157,7 @@ def _retry(
         else:
             eigenvalues[b], V[b], unsolved[b] = 1, 0, True
     left = int(unsolved.sum())
-    # counted on the host: this path has waited for the device already
+    # Counting on the host costs nothing more: this path has already waited for the device.
     counts.solved_on_cpu += len(failed) - left
     counts.solved_by_iteration += left
     warnings.warn(

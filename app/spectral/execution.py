@@ -1,4 +1,4 @@
-"""Settings of a run of a spectral function that have nothing to do with its method."""
+"""The settings of a call of a spectral function that do not depend on its method."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ Route = Literal["auto", "eigenbasis", "products"]
 
 @dataclass(frozen=True)
 class Execution:
-    """The precision and the route of a spectral function, and who is told of its decompositions.
+    """The way a spectral function is run: its precision, its route, and who receives its failures and spectra.
 
     Attributes:
         dtype: precision of the spectral part, float32 or float64.
-        route: of the iterations: ``eigenbasis`` (a decomposition and the scalar iteration), ``products``
-            (matrix products alone) or ``auto`` (the eigenbasis on a CPU, products elsewhere).
+        route: route of the iterations: ``eigenbasis`` (a decomposition and the scalar iteration), ``products`` (only
+            matrix products) or ``auto`` (the eigenbasis on a CPU, products elsewhere).
         counts: where failures are counted; ``None``: nowhere.
-        observer: receives the eigenvalues ``(B, r)``, ascending, of the matrices that were decomposed; products
-            decompose none.
+        observer: receives the eigenvalues ``(B, r)``, ascending, of the matrices that were decomposed; the route
+            ``products`` decomposes none.
 
     Raises:
-        ValueError: for another dtype or route.
+        ValueError: for any other dtype or route.
     """
 
     dtype: torch.dtype = torch.float64

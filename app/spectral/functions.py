@@ -1,4 +1,4 @@
-"""Differentiable functions of symmetric matrices and of the covariance of features: the public face of this package.
+"""Differentiable functions of symmetric matrices and of the covariance of features: the public interface.
 
 Shapes: ... any batch dimensions, B all of them flattened, d channels, N positions.
 """
@@ -37,16 +37,16 @@ def matrix_sqrt(
         P: ``(..., d, d)``, float16 to float64, symmetric up to round-off.
         method: one of `METHODS`, or a `Method` object such as ``SVDPade(degree=50)``.
         execution: precision, route, failure counts and observer.
-        **options: options of a method that is given by name, and the fields of `Execution`.
+        **options: options of a method that is given by name, and fields of `Execution`.
 
     Returns:
         ``(..., d, d)`` in the dtype of P. ``svd-exact`` on positive definite input can be differentiated twice.
 
     Raises:
-        ValueError: for P not square, symmetric, positive semi-definite (products see a negative diagonal only), or a
-            wrong method or option.
-        FloatingPointError: for P not finite.
-        TypeError: for P not floating point.
+        ValueError: if P is not square, symmetric and positive semi-definite (the route ``products`` only detects a
+            negative diagonal), or if a method or option is wrong.
+        FloatingPointError: if P is not finite.
+        TypeError: if P is not floating point.
 
     Example:
         >>> P = torch.tensor([[2.0, 1.0], [1.0, 2.0]])
@@ -67,10 +67,10 @@ def matrix_inverse_sqrt(
 ) -> Tensor:
     """Inverse square root ``(P + eps I)^(-1/2)`` (Song et al., ECCV 2022, eq. 2); otherwise as `matrix_sqrt`.
 
-    ``svd-topn`` is not defined here, as it makes eigenvalues zero.
+    ``svd-topn`` is not defined here, because it sets eigenvalues to zero.
 
     Raises:
-        ValueError: also when ``P + eps I`` is not positive definite.
+        ValueError: also if ``P + eps I`` is not positive definite.
     """
     return _matrix_function(P, InverseSquareRoot(), method, eps, execution, options)
 
@@ -147,7 +147,7 @@ def matrix_function(
     execution: Execution | None = None,
     **options: Any,
 ) -> Tensor:
-    """``f(P + eps I)`` for a scalar function f, also one of your own; otherwise as `matrix_sqrt`.
+    """``f(P + eps I)`` for a scalar function f, which may be your own; otherwise as `matrix_sqrt`.
 
     Args:
         P: ``(..., d, d)``.
@@ -183,7 +183,7 @@ def _matrix_function(
                 raise ValueError("matrices must be positive semi-definite: one has a negative entry on its diagonal")
             return _products(A, function).to(P.dtype).reshape(P.shape)
         with torch.no_grad():
-            # the backend would read one triangle only
+            # the backend would read only one triangle
             eigenvalues, U, unsolved = eigh((A + A.mT) / 2, execution.counts)
             solved = _solved(unsolved)
             check_spectrum(eigenvalues[solved], eps, max(torch.finfo(P.dtype).eps, torch.finfo(dtype).eps))
@@ -210,7 +210,7 @@ def covariance_function(
     execution: Execution | None = None,
     **options: Any,
 ) -> Tensor:
-    """F of the covariance of features for a scalar function f, also one of your own; otherwise as `covariance_sqrt`.
+    """A scalar function f, which may be your own, of the covariance of features; otherwise as `covariance_sqrt`.
 
     Args:
         X: features ``(..., d, N)``.
@@ -220,7 +220,7 @@ def covariance_function(
         **options: as in `matrix_sqrt`.
 
     Raises:
-        ValueError: also for a covariance with an eigenvalue of zero, where f is not defined at zero.
+        ValueError: also if the covariance is singular and f is not defined at zero.
     """
     function, execution = _resolve(f, method, execution, options)
     check_features(X)
@@ -235,7 +235,10 @@ def covariance_function(
             eigenvalues, V, unsolved = _decompose_covariance(Y, execution.counts)
             solved = eigenvalues[_solved(unsolved)]
             if not function.forward_function.defined_at_zero and (d > N or (solved == 0).any()):
-                raise ValueError(f"the covariance is singular, where {f} is not defined: use covariance and eps")
+                raise ValueError(
+                    f"the covariance is singular, and {f} is not defined at zero: use covariance and matrix_function, "
+                    "with eps"
+                )
             execution.report(solved)
         Q = CovarianceFunction.apply(X, graph_anchor(X), Y, eigenvalues, V, function)
         if unsolved is not None:
@@ -270,18 +273,18 @@ def covariance(X: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
 
 @torch.no_grad()
 def covariance_spectrum(X: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
-    """Eigenvalues of the covariance of features, for monitors of layers that do not decompose it; no gradient.
+    """Eigenvalues of the covariance of features, without gradient: for monitors of layers that do not decompose it.
 
     Args:
         X: features ``(..., d, N)``.
         dtype: precision of the decomposition.
 
     Returns:
-        ``(..., r)``, r = min(d, N), ascending; the other d - r eigenvalues are zero. A matrix that cannot be decomposed
-        has NaN.
+        ``(..., r)``, r = min(d, N), ascending; the other d - r eigenvalues are zero. Those of a matrix that cannot be
+        decomposed are NaN.
 
     Raises:
-        FloatingPointError, ValueError, TypeError: as `covariance_sqrt`.
+        FloatingPointError, ValueError, TypeError: as in `covariance_sqrt`.
     """
     check_features(X)
     with torch.autocast(X.device.type, enabled=False):
@@ -293,10 +296,10 @@ def covariance_spectrum(X: Tensor, dtype: torch.dtype = torch.float64) -> Tensor
 
 
 def runs_by_products(function: SpectralFunction, execution: Execution, device: torch.device) -> bool:
-    """Whether a function runs by matrix products alone.
+    """Whether a function runs on matrix products alone.
 
-    On a CPU the eigenbasis was the faster route at every size of the papers (README.md); on other devices we follow
-    the papers' reason for the iteration: products are what they do best.
+    On a CPU the eigenbasis was the faster route at every size of the papers (README.md); on other devices we follow the
+    papers' argument for the iteration, that matrix products are what GPUs do best.
 
     Raises:
         ValueError: for the route ``products`` with a method that has no such route.
@@ -311,7 +314,7 @@ def runs_by_products(function: SpectralFunction, execution: Execution, device: t
 def _resolve(
     f: ScalarFunction, method: str | Method, execution: Execution | None, options: dict[str, Any]
 ) -> tuple[SpectralFunction, Execution]:
-    """Objects in place of the names and options of a call."""
+    """Turn the method and the options of a call into objects."""
     execution = execution or Execution()
     settings = {}
     for name in EXECUTION_FIELDS:
@@ -343,7 +346,7 @@ def _products(A: Tensor, function: SpectralFunction) -> Tensor:
 
 
 def _replace(Q: Tensor, unsolved: Tensor, A: Tensor, function: SpectralFunction) -> Tensor:
-    """Put the result of the products in place of the matrices that could not be decomposed.
+    """Replace the matrices that could not be decomposed by the result of the iteration by products.
 
     Raises:
         LinAlgError: for a function that has no iteration.
@@ -355,7 +358,7 @@ def _replace(Q: Tensor, unsolved: Tensor, A: Tensor, function: SpectralFunction)
         except ValueError:
             message = f"{int(unsolved.sum())} matrices could not be decomposed, and {iteration} needs it"
             raise LinAlgError(message) from None
-    # in float64, for the iteration amplifies round-off in the null space
+    # in float64, because the iteration amplifies round-off in the null space
     result = iterate(A[unsolved].double(), iteration.steps, inverse=iteration.inverse)
     return Q.index_put((unsolved,), result.to(Q.dtype))
 

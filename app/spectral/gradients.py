@@ -1,8 +1,8 @@
-r"""The gradient rules: what stands for the divided difference f[l_i, l_j] in the backward pass.
+r"""The gradient rules, each of which stands in for the divided difference f[l_i, l_j] in the backward pass.
 
 With ``P = U diag(l) U^T`` and the symmetrised, rotated upstream gradient M, the gradient of every layer is
 ``U (D * M) U^T`` with ``D_ij = K_ij f(l_i) + K_ji f(l_j)``, where K_ij is the layer's stand-in for 1/(l_i - l_j)
-(README.md of this folder has the derivation). For `svd`, `truncated`, `taylor` and `pade` K is skew-symmetric, so
+(derived in the README.md of this folder). For `svd`, `truncated`, `taylor` and `pade` K is skew-symmetric, so
 
     D_ij = c_ij f[l_i, l_j]     with the damping  c_ij = K_ij (l_i - l_j)  in [0, 1]:
 
@@ -32,8 +32,8 @@ def exact(f: ScalarFunction, a: Tensor, b: Tensor) -> Tensor:
 def svd(f: ScalarFunction, a: Tensor, b: Tensor) -> Tensor:
     """D = (f(a) - f(b)) / (a - b): K = 1/(a - b), and K = 0 at a = b (Song et al., ICCV 2021, eq. 5).
 
-    The same number as `exact`, as a quotient of two differences: round-off grows as eigenvalues meet, and the limit
-    f'(a) is missed where they coincide.
+    This is the same number as `exact`, computed as a quotient of two differences: round-off grows as the eigenvalues
+    approach each other, and the limit f'(a) is missed where they coincide.
     """
     difference = a - b
     quotient = (f.value(a) - f.value(b)).div_(difference)
@@ -53,7 +53,7 @@ def taylor(f: ScalarFunction, a: Tensor, b: Tensor, *, degree: int) -> Tensor:
 def pade(f: ScalarFunction, a: Tensor, b: Tensor, *, degree: int) -> Tensor:
     """Damping c = (1 - x) P(x) / Q(x): 1/(1 - x) by its Padé approximant (Song et al., ICCV 2021, eq. 21).
 
-    1 to within 4e-6, and 0 where a = b: see `app.spectral.pade` for why it can be nothing else.
+    The damping is within 4e-6 of 1, except where a = b, where it is 0: `app.spectral.pade` shows why.
     """
     return f.divided_difference(a, b).mul_(pade_damping(relative_gap(a, b)[1], degree))
 
@@ -61,7 +61,7 @@ def pade(f: ScalarFunction, a: Tensor, b: Tensor, *, degree: int) -> Tensor:
 def power_iteration(f: ScalarFunction, a: Tensor, b: Tensor, *, degree: int) -> Tensor:
     """K_ij = (1 + l_j/l_i + ... + (l_j/l_i)^K) / l_i for every ordered pair (Song et al., ICCV 2021, eq. 36).
 
-    Also where l_j > l_i, outside the series' radius of convergence: with a > b and x = b/a,
+    This includes l_j > l_i, outside the series' radius of convergence: with a > b and x = b/a,
     D = [(1 - x^(K+1)) f(a) + (x^-(K+1) - 1) f(b)] / (a - b): K_ij grows like x^-K, and overflows for small x. That is
     why the method diverges here (sec. 3.3, appendix A). A zero eigenvalue has no series; that pair gets f[a, b].
     """

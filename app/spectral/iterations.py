@@ -1,4 +1,4 @@
-r"""Coupled iterations for A^(1/2) and A^(-1/2), by their spectrum and without a decomposition.
+r"""Coupled iterations for A^(1/2) and A^(-1/2), on the spectrum or without a decomposition.
 
     M_k = Z_k Y_k,   W_k = step of M_k,   Y_(k+1) = Y_k W_k,   Z_(k+1) = W_k Z_k,   Y_0 = A,   Z_0 = I
 
@@ -39,7 +39,7 @@ class Step(ABC):
 
     @abstractmethod
     def product_tangent(self, V: Tensor | None, dV: Tensor | None, M: Tensor, W: Tensor, dM: Tensor) -> Tensor:
-        """The tangent ``dV W + V dW`` of V W; V None is the identity, with dV = 0."""
+        """The tangent ``dV W + V dW`` of V W, where V = None stands for the identity, with dV = 0."""
 
     @abstractmethod
     def steering_tangent(self, dM: Tensor, M: Tensor, W: Tensor) -> Tensor:
@@ -56,8 +56,8 @@ class Iteration(ScalarFunction):
         m[i,j] = z_i y[i,j] + z[i,j] y_j,       w[i,j] = slope(m_i, m_j) m[i,j]
         y[i,j] <- y_i w[i,j] + y[i,j] w_j,      z[i,j] <- w_i z[i,j] + w[i,j] z_j
 
-    from y[i,j] = 1, z[i,j] = 0. (The shorter recurrence with y = l z put in is unstable, as the uncoupled iteration
-    is: it loses a factor l_i / l_j at every step.)
+    from y[i,j] = 1, z[i,j] = 0. (The shorter recurrence that substitutes y = l z is unstable, like the uncoupled
+    iteration: it loses a factor l_i / l_j at every step.)
 
     Attributes:
         steps: the steps.
@@ -114,9 +114,9 @@ def iterate(P: Tensor, steps: tuple[Step, ...], *, inverse: bool = False) -> Ten
 class _IterationOfMatrices(torch.autograd.Function):
     """Forward and backward with few products and half the saved tensors of the unrolled iteration.
 
-    All iterates commute, so one sequence m = z y steers both: m <- m w^2, and v <- v w, where v is y or z by its start.
-    The derivative of a function of A is self-adjoint, so the backward pass is the *forward* derivative in the direction
-    of the upstream gradient; it needs A, the m_k and the result (v is rebuilt).
+    All iterates commute, so one sequence m = z y steers both: m <- m w^2, and v <- v w, where v is y or z depending on
+    its initial value. The derivative of a function of A is self-adjoint, so the backward pass is the *forward*
+    derivative in the direction of the upstream gradient; it needs A, the m_k and the result (v is rebuilt).
     """
 
     @staticmethod
@@ -172,5 +172,5 @@ def _degree(inverse: bool) -> float:
 
 
 def _times(v: Tensor | None, w: Tensor) -> Tensor:
-    """``v w``; v None is the identity."""
+    """``v w``, where v = None stands for the identity."""
     return w if v is None else v @ w

@@ -25,7 +25,7 @@ from .scalar_functions import InverseSquareRoot, ScalarFunction, SquareRoot
 
 @dataclass(frozen=True)
 class Method:
-    """The exact value and the exact gradient of f; methods override what they do otherwise.
+    """The base class of methods: the exact value and gradient of f. Methods override what they do differently.
 
     With ``P = U diag(l) U^T`` the layer computes ``U f(diag(l)) U^T``, and its gradient is ``U (D * M) U^T``, M being
     the symmetrised upstream gradient in the eigenbasis. A method chooses D.
@@ -59,10 +59,10 @@ class SVDExact(Method):
 
 @dataclass(frozen=True)
 class SVDWithRule(Method):
-    """A method made of a gradient rule of your own.
+    """A method made from a gradient rule of your own.
 
     Attributes:
-        gradient_rule: a function ``(f, a, b) -> D`` as those of `app.spectral.gradients`.
+        gradient_rule: a function ``(f, a, b) -> D`` like those in `app.spectral.gradients`.
     """
 
     gradient_rule: Rule
@@ -137,7 +137,7 @@ class SVDHalley(Method):
 
 @dataclass(frozen=True)
 class SVDTopN(Method):
-    """``svd-topn``: all but the largest eigenvalues set to zero (Song et al., ICCV 2021, eq. 11).
+    """``svd-topn``: sets all but the largest eigenvalues to zero (Song et al., ICCV 2021, eq. 11).
 
     Attributes:
         topn: number of eigenvalues that are kept.
@@ -166,7 +166,7 @@ class SVDTopN(Method):
 
 @dataclass(frozen=True)
 class SVDTrunc(Method):
-    """``svd-trunc``: 1 / (l_i - l_j) truncated (Song et al., ICCV 2021, eq. 12).
+    """``svd-trunc``: truncates 1 / (l_i - l_j) (Song et al., ICCV 2021, eq. 12).
 
     Attributes:
         limit: the bound T; ``trunc_limit`` on the command line.
@@ -187,7 +187,7 @@ class SVDPowerIteration(Method):
     """``svd-pi``: the gradient of the power iteration (Song et al., ICCV 2021, eq. 36). It diverges.
 
     Attributes:
-        degree: of the geometric series; ``taylor_degree`` on the command line.
+        degree: degree of the geometric series; ``taylor_degree`` on the command line.
     """
 
     degree: int = field(default=100, metadata={"option": "taylor_degree"})
@@ -218,10 +218,10 @@ class SVDNewton(Method):
 
 @dataclass(frozen=True)
 class SVDTaylor(Method):
-    """``svd-taylor``: 1 / (l_i - l_j) by a Taylor polynomial (Song et al., ICCV 2021, eq. 16).
+    """``svd-taylor``: approximates 1 / (l_i - l_j) by a Taylor polynomial (Song et al., ICCV 2021, eq. 16).
 
     Attributes:
-        degree: of the polynomial; ``taylor_degree`` on the command line.
+        degree: degree of the polynomial; ``taylor_degree`` on the command line.
     """
 
     degree: int = field(default=100, metadata={"option": "taylor_degree"})
@@ -235,10 +235,10 @@ class SVDTaylor(Method):
 
 @dataclass(frozen=True)
 class SVDPade(Method):
-    """``svd-pade``: 1 / (l_i - l_j) by a diagonal Padé approximant (Song et al., ICCV 2021, eq. 21).
+    """``svd-pade``: approximates 1 / (l_i - l_j) by a diagonal Padé approximant (Song et al., ICCV 2021, eq. 21).
 
     Attributes:
-        degree: of the Taylor series that it matches, even; ``pade_degree`` on the command line.
+        degree: degree of the Taylor series that it matches, even; ``pade_degree`` on the command line.
     """
 
     degree: int = field(default=100, metadata={"option": "pade_degree"})
@@ -267,7 +267,7 @@ METHODS: dict[str, type[Method]] = {
 
 
 def register_method(name: str, method: type[Method]) -> None:
-    """Give a method class of your own a name, by which all functions, layers and commands then know it.
+    """Register a method class of your own under a name that all functions, layers and commands accept.
 
     Raises:
         TypeError: for a class that is not derived from `Method`.
@@ -276,21 +276,21 @@ def register_method(name: str, method: type[Method]) -> None:
     if not (isinstance(method, type) and issubclass(method, Method)):
         raise TypeError(f"{method!r} is not a class derived from Method")
     if METHODS.get(name, method) is not method or name in ("gap", "power", "log"):
-        raise ValueError(f"there is a method {name!r} already: choose another name")
+        raise ValueError(f"there is already a method {name!r}: choose another name")
     METHODS[name] = method
 
 
 def method_options(method: type[Method]) -> dict[str, str]:
-    """The options of a method: their names on the command line, and the fields that they are."""
+    """The options of a method: their names on the command line, with the names of the fields that hold them."""
     return {str(entry.metadata.get("option", entry.name)): entry.name for entry in fields(method)}
 
 
 def find_method(method: str | Method, options: Mapping[str, Any] | None = None) -> Method:
-    """The method of a name with options, or a method object as it is.
+    """The method with a given name and options; a method object is returned unchanged.
 
     Args:
         method: one of `METHODS`, or an object.
-        options: of a method that is given by name, such as ``{"pade_degree": 50}``.
+        options: options of a method that is given by name, such as ``{"pade_degree": 50}``.
 
     Raises:
         ValueError: for an unknown name, an option that the method does not take, or a value out of range.
@@ -298,7 +298,7 @@ def find_method(method: str | Method, options: Mapping[str, Any] | None = None) 
     options = dict(options or {})
     if isinstance(method, Method):
         if options:
-            raise ValueError(f"{method} is complete: give {', '.join(options)} where it is made")
+            raise ValueError(f"{method} already has its options: set {', '.join(options)} in its constructor")
         return method
     if method not in METHODS:
         raise unknown_name("method", method, METHODS)
@@ -310,7 +310,7 @@ def find_method(method: str | Method, options: Mapping[str, Any] | None = None) 
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> ValueError:
-    """The error for a name that is not known, with the nearest one that is."""
+    """The error for an unknown name, which suggests the nearest known one."""
     known = list(known)
     hint = ""
     for nearest in difflib.get_close_matches(str(name), known, n=1):
@@ -322,7 +322,7 @@ def iteration_of(f: ScalarFunction, steps: tuple[Step, ...]) -> Iteration:
     """The coupled iteration for f.
 
     Raises:
-        ValueError: for another function than the square root and its inverse.
+        ValueError: for any function other than the square root and its inverse.
     """
     if isinstance(f, SquareRoot | InverseSquareRoot):
         return Iteration(steps, inverse=isinstance(f, InverseSquareRoot))

@@ -26,7 +26,7 @@ def classic(iterations: int) -> Coefficients:
 
 
 def positive_integer(name: str, value: int, maximum: int = MOST_STEPS) -> int:
-    """The value of an option, checked.
+    """Check that an option is a positive whole number, and return it.
 
     Raises:
         ValueError: for anything but a whole number from 1 to the maximum.

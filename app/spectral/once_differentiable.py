@@ -1,4 +1,4 @@
-"""Gradients that cannot be differentiated again, and say so.
+"""Gradients that raise an error when they are differentiated again.
 
 `torch.autograd.function.once_differentiable` does not suffice: its error has no edge to the inputs, so
 `torch.autograd.grad` of, say, a gradient penalty would skip it and silently leave out the second derivative.

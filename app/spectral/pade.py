@@ -63,7 +63,7 @@ def pade_damping(t: Tensor, degree: int) -> Tensor:
     n = pade_order(degree)
     power_less_one = torch.log1p(-t).mul_(n).expm1_()
     u = (1 / t).sub_(1).mul_(power_less_one).div_(n).add_(1)  # x (1 - x^n) / (n t) is the mean of x^1..x^n
-    u = torch.maximum(u, t).masked_fill_(t == 0, 0)  # the mean is at most x: u >= t, also where its digits cancel
+    u = torch.maximum(u, t).masked_fill_(t == 0, 0)  # the mean is at most x: u >= t, even where its digits cancel
     return u.div_(u + DELTA)
 
 

@@ -26,12 +26,12 @@ class ScalarFunction(ABC):
 
     @property
     def defined_at_zero(self) -> bool:
-        """See above."""
+        """Whether f(0) is finite."""
         return True
 
     @property
     def trace_degree(self) -> float | None:
-        """See above."""
+        """The power of the trace that scales the result, or ``None``; see the class."""
         return None
 
     @abstractmethod
@@ -79,7 +79,7 @@ class Power(ScalarFunction):
         alpha: the exponent, positive and finite.
 
     Raises:
-        ValueError: for another exponent.
+        ValueError: for any other exponent.
     """
 
     alpha: float

@@ -102,8 +102,8 @@ def test_a_registered_name_is_known_everywhere(registered, features):
 @pytest.mark.parametrize(
     ("name", "method", "error", "message"),
     [
-        ("svd-pade", Damped, ValueError, "there is a method 'svd-pade' already"),
-        ("gap", Damped, ValueError, "there is a method 'gap' already"),
+        ("svd-pade", Damped, ValueError, "there is already a method 'svd-pade'"),
+        ("gap", Damped, ValueError, "there is already a method 'gap'"),
         ("new", exact, TypeError, "is not a class derived from Method"),
         ("new", Damped(), TypeError, "is not a class derived from Method"),
     ],
@@ -118,7 +118,7 @@ def test_names_that_cannot_be_registered(name, method, error, message):
 def test_options_belong_to_names(with_spectrum):
     P = with_spectrum(SPECTRUM)
     assert torch.equal(matrix_sqrt(P, SVDPade(degree=20)), matrix_sqrt(P, "svd-pade", pade_degree=20))
-    with pytest.raises(ValueError, match=r"SVDPade\(degree=100\) is complete: give pade_degree where it is made"):
+    with pytest.raises(ValueError, match=r"SVDPade\(degree=100\) already has its options: set pade_degree"):
         matrix_sqrt(P, SVDPade(), pade_degree=20)
 
 
@@ -149,7 +149,7 @@ def test_a_function_that_is_not_defined_at_zero(features, with_spectrum, relativ
     assert relative_error(matrix_function(P, Reciprocal()), torch.linalg.inv(P)) < 1e-13
     with pytest.raises(ValueError, match="P is singular: raise eps"):
         matrix_function(torch.zeros(2, 2), Reciprocal())
-    with pytest.raises(ValueError, match=r"the covariance is singular, where Reciprocal\(\) is not defined"):
+    with pytest.raises(ValueError, match=r"the covariance is singular, and Reciprocal\(\) is not defined at zero"):
         covariance_function(features(SPECTRUM, 6, 5), Reciprocal())
     with pytest.raises(ValueError, match="svd-topn sets eigenvalues to zero"):
         matrix_function(P, Reciprocal(), "svd-topn")
