@@ -40,9 +40,11 @@ class ImageDataModule(pl.LightningDataModule):
         class_names: one name a label; known before `setup`, because the model may take its number of classes from it.
         resumes_inside_epochs: whether a run can be resumed from a mid-epoch checkpoint.
         collate: makes a batch of training or evaluation from its items.
+        apply_orientation: whether image files are turned upright that their camera has marked otherwise.
     """
 
     resumes_inside_epochs = True
+    apply_orientation = False
     collate: Callable[[list[Any]], Any] = staticmethod(default_collate)
 
     class_names: list[str]
@@ -135,7 +137,7 @@ class ImageDataModule(pl.LightningDataModule):
     def predict_dataloader(self) -> DataLoader[Any]:
         if self.predict_folder is None:
             raise ValueError("predict needs a folder of images: --data.predict_folder FOLDER")
-        images = PredictionFolder(self.predict_folder, self.evaluate_transform)
+        images = PredictionFolder(self.predict_folder, self.evaluate_transform, self.apply_orientation)
         return self._loader(images, collate_fn=collate_predictions)
 
     def _list_training_images(self) -> TrainingList:

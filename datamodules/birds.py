@@ -5,7 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 from datamodules.fine_grained import FineGrained
-from datamodules.official_lists import DamagedListError, Lists, labels_from_one
+from datamodules.image_files import Split
+from datamodules.official_lists import (
+    DamagedListError,
+    Lists,
+    Value,
+    class_name,
+    label_from_one,
+    listed_file,
+    read_numbered_lines,
+    shown,
+)
 
 LISTS = ("images.txt", "image_class_labels.txt", "train_test_split.txt", "classes.txt")
 """Files that come with the data set; each line of them is a number and a value."""
@@ -31,28 +41,24 @@ class Birds(FineGrained):
             home = self.root
         if not any((home / file).is_file() for file in LISTS):
             return None
-        paths = [self.find(file, home) for file in LISTS]
-        images, labels, in_training, classes = map(_read_values, paths)
-        for path, column in ((paths[1], labels), (paths[2], in_training)):
+        images, labels, in_training, classes = (read_numbered_lines(self.find(file, home)) for file in LISTS)
+        for file, column in zip(LISTS[1:3], (labels, in_training), strict=True):
             if column.keys() != images.keys():
-                raise DamagedListError(f"{path} and {paths[0]} list different images")
-        class_names = [classes[key] for key in sorted(classes, key=int)]
-        counted = labels_from_one((labels[key] for key in images), len(classes), paths[1])
+                raise DamagedListError(f"{home / file} and {home / LISTS[0]} list different images")
+        if sorted(classes) != list(range(1, len(classes) + 1)):
+            raise DamagedListError(f"{home / LISTS[3]} does not number the classes from 1 to {len(classes)}")
+        class_names = [class_name(classes[number].text, home / LISTS[3]) for number in sorted(classes)]
         folder = (home / "images").relative_to(self.root).as_posix()
         lists = Lists(class_names, {"train": [], "val": []})
-        for (key, file), label in zip(images.items(), counted, strict=True):
-            lists.files["train" if in_training[key] == "1" else "val"].append((f"{folder}/{file}", label))
+        for number, image in images.items():
+            where = f"{home / LISTS[1]}, line {labels[number].line},"
+            label = label_from_one(labels[number].text, len(classes), where)
+            file = listed_file(image.text, folder, home / LISTS[0])
+            lists.files[_split(in_training[number], home / LISTS[2])].append((file, label))
         return lists
 
 
-def _read_values(path: Path) -> dict[str, str]:
-    """The values of a list by their numbers."""
-    values: dict[str, str] = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        parts = line.split(maxsplit=1)
-        if not parts:
-            continue
-        if len(parts) != 2 or not parts[0].isdigit():
-            raise DamagedListError(f"{path} has a line {' '.join(parts)!r}, expected a number and a value")
-        values[parts[0]] = parts[1].strip()
-    return values
+def _split(value: Value, path: Path) -> Split:
+    if value.text not in ("0", "1"):
+        raise DamagedListError(f"{path}, line {value.line}, has {shown(value.text)}, expected 0 or 1")
+    return "train" if value.text == "1" else "val"

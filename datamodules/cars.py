@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from datamodules.fine_grained import FineGrained
 from datamodules.image_files import Files, Split
-from datamodules.official_lists import DamagedListError, Lists, labels_from_one, read_mat
+from datamodules.mat_files import read_mat
+from datamodules.official_lists import DamagedListError, Lists, class_name, labels_from_one, listed_file, shown
 
 MARKS = ("devkit", "cars_train", "cars_test", "cars_train_annos.mat", "cars_meta.mat")
 """Files and folders by which the layout with a development kit is recognised."""
@@ -54,24 +58,32 @@ class Cars(FineGrained):
         labels = labels_from_one(annotations["class"], len(class_names), path)
         files: dict[Split, Files] = {"train": [], "val": []}
         for image, test, label in zip(annotations["relative_im_path"], annotations["test"], labels, strict=True):
-            files["val" if test else "train"].append((self._in_root(home / str(image)), label))
-        return Lists([str(name) for name in class_names], files)
+            files[_split(test, path)].append((listed_file(image, self._in_root(home), path), label))
+        return Lists([class_name(name, path) for name in class_names], files)
 
     def _read_devkit(self, home: Path) -> Lists:
         folders = (home / "devkit", home)
-        (class_names,) = read_mat(self.find("cars_meta.mat", *folders), "class_names")
+        names_file = self.find("cars_meta.mat", *folders)
+        (class_names,) = read_mat(names_file, "class_names")
         files: dict[Split, Files] = {}
         for split, (name, folder) in DEVKIT.items():
             path = self.find(name, *folders)
             (annotations,) = read_mat(path, "annotations")
             _require(path, annotations.dtype.names, "fname", "class")
             labels = labels_from_one(annotations["class"], len(class_names), path)
-            images = [self._in_root(home / folder / str(image)) for image in annotations["fname"]]
+            place = self._in_root(home / folder)
+            images = [listed_file(image, place, path) for image in annotations["fname"]]
             files[split] = list(zip(images, labels, strict=True))
-        return Lists([str(name) for name in class_names], files)
+        return Lists([class_name(name, names_file) for name in class_names], files)
 
     def _in_root(self, path: Path) -> str:
         return path.relative_to(self.root).as_posix()
+
+
+def _split(test: Any, path: Path) -> Split:
+    if not isinstance(test, (int, np.number)) or test not in (0, 1):
+        raise DamagedListError(f"{path} has {shown(test)} in its field test, expected 0 or 1")
+    return "val" if test == 1 else "train"
 
 
 def _require(path: Path, present: tuple[str, ...] | None, *fields: str) -> None:

@@ -1,23 +1,26 @@
-"""CIFAR-10 and CIFAR-100, read by torchvision."""
+"""CIFAR-10 and CIFAR-100, in the files of their authors. These are pickles, of which only plain data is read."""
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 import torchvision.datasets
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.datasets.utils import check_integrity
+from torchvision.datasets.utils import check_integrity, download_and_extract_archive
 from torchvision.transforms import v2
 
 from datamodules.image_files import Split
 from datamodules.image_reading import reason
 from datamodules.official_data_set import OfficialDataSet
+from datamodules.official_lists import shown
+from datamodules.plain_pickle import PickledArray, UnsafePickleError, read_bounded, read_plain_pickle
 from datamodules.transforms import squeeze_to_square
 
 SIZE, PADDING = 32, 4
@@ -50,7 +53,7 @@ class CIFAR10(OfficialDataSet):
     Args:
         download: fetch the data (about 170 MB) into root if they are not there.
         check_counts: stop unless the numbers of classes and images and the files' checksums are the official ones;
-            false: use an incomplete or changed copy as it is (its pickles are then run unverified).
+            false: use an incomplete or changed copy as it is. Nothing in the files is executed either way.
     """
 
     source = "https://www.cs.toronto.edu/~kriz/cifar.html, or data.download true"
@@ -81,12 +84,18 @@ class CIFAR10(OfficialDataSet):
         return resize
 
     def prepare_data(self) -> None:
-        if not self.download or (self.root / "train").is_dir():
+        if not self.download or (self.root / "train").is_dir() or self._is_complete():
             return
+        kind = self.torchvision_class
         try:
-            self.torchvision_class(self.root, download=True)
+            # Its own class would also unpickle what it has downloaded.
+            download_and_extract_archive(kind.url, str(self.root), filename=kind.filename, md5=kind.tgz_md5)
         except (OSError, RuntimeError) as error:
             raise self.missing(f"the download into {self.root} failed: {reason(error)}") from error
+
+    def _is_complete(self) -> bool:
+        kind = self.torchvision_class
+        return all(check_integrity(str(self.batches / name), md5) for name, md5 in [*kind.train_list, *kind.test_list])
 
     @property
     def batches(self) -> Path:
@@ -112,8 +121,7 @@ class CIFAR10(OfficialDataSet):
             if not check_integrity(str(self.batches / name), checksum):
                 wrong = "is damaged (checksum)" if (self.batches / name).is_file() else "is missing"
                 raise self.missing(f"{name} {wrong} in {self.batches}", may_be_partial=name != names_file)
-        names: list[str] = self._unpickle(self.batches / names_file)[kind.meta["key"]]
-        return names
+        return self._names(self.batches / names_file)
 
     @property
     def split_sizes(self) -> dict[Split, int]:
@@ -139,33 +147,56 @@ class CIFAR10(OfficialDataSet):
         return super().training_list()
 
     def _read(self, split: Split, transform: Callable[[Tensor], Tensor]) -> ImagesInMemory:
-        """Read the official files by torchvision; `class_names` has verified them if that is asked for."""
-        kind = self.torchvision_class
-        # torchvision would verify all files once more, and accepts no incomplete copy: its lists are cut to the files
-        # that are there.
-        present = {"train_list": self._present_files(kind.train_list), "test_list": self._present_files(kind.test_list)}
-        if split == "train" and not present["train_list"]:
-            raise self.missing(f"{kind.train_list[0][0]} is missing in {self.batches}")
-        if split != "train" and not present["test_list"]:
-            raise self.missing(f"{kind.test_list[0][0]} is missing in {self.batches}")
-        unverified = type(kind.__name__, (kind,), {**present, "meta": {**kind.meta, "md5": None}})
-        try:
-            data = unverified(self.root, train=split == "train")
-        except Exception as error:  # a damaged pickle raises nearly anything
-            raise self.damaged(f"{self.batches} cannot be read: {reason(error)}") from error
-        return ImagesInMemory(torch.from_numpy(data.data).permute(0, 3, 1, 2), data.targets, transform)
+        """Read the official files; `class_names` has compared their checksums if that is asked for."""
+        listed = self.torchvision_class.train_list if split == "train" else self.torchvision_class.test_list
+        # An incomplete copy may lack some of them.
+        present = [self.batches / name for name, _ in listed if (self.batches / name).is_file()]
+        if not present:
+            raise self.missing(f"{listed[0][0]} is missing in {self.batches}")
+        images: list[NDArray[np.uint8]] = []
+        labels: list[int] = []
+        for path in present:
+            batch = self._unpickle(path)
+            try:
+                images.append(_images_of(batch))
+                labels.extend(_labels_of(batch, len(images[-1]), len(self.class_names)))
+            except UnsafePickleError as error:
+                raise self.damaged(f"{path} cannot be read: {error}") from error
+        return ImagesInMemory(torch.from_numpy(np.concatenate(images)), labels, transform)
 
-    def _present_files(self, listed: list[list[str]]) -> list[list[str | None]]:
-        """The files that exist, with ``None`` for their checksums: they are not verified."""
-        return [[name, None] for name, _ in listed if (self.batches / name).is_file()]
-
-    def _unpickle(self, path: Path) -> dict[str, Any]:
+    def _unpickle(self, path: Path) -> dict[Any, Any]:
         try:
-            with path.open("rb") as file:
-                content: dict[str, Any] = pickle.load(file, encoding="latin1")
-                return content
-        except Exception as error:  # a damaged pickle raises nearly anything
+            content = read_plain_pickle(read_bounded(path))
+            if not isinstance(content, dict):
+                raise UnsafePickleError("it does not hold a dictionary")
+            return content
+        except (OSError, UnsafePickleError) as error:
             raise self.damaged(f"{path} cannot be read: {reason(error)}") from error
+
+    def _names(self, path: Path) -> list[str]:
+        names = self._unpickle(path).get(self.torchvision_class.meta["key"])
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise self.damaged(f"{path} cannot be read: it does not hold the names of the classes")
+        return names
+
+
+def _images_of(batch: dict[Any, Any]) -> NDArray[np.uint8]:
+    """The images of an official file, ``(B, 3, 32, 32)``."""
+    array = batch.get("data")
+    if not isinstance(array, PickledArray):
+        raise UnsafePickleError("it does not hold images")
+    return array.bytes_of_images(3 * SIZE * SIZE).reshape(-1, 3, SIZE, SIZE)
+
+
+def _labels_of(batch: dict[Any, Any], images: int, classes: int) -> list[int]:
+    """The labels of an official file; of CIFAR-100 the fine ones."""
+    labels = batch.get("labels", batch.get("fine_labels"))
+    if not isinstance(labels, list) or len(labels) != images:
+        raise UnsafePickleError(f"it does not hold {images} labels, as many as images")
+    for label in labels:
+        if type(label) is not int or not 0 <= label < classes:
+            raise UnsafePickleError(f"it has the label {shown(label)}, expected 0 to {classes - 1}")
+    return labels
 
 
 class CIFAR100(CIFAR10):

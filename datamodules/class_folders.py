@@ -7,11 +7,17 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
+
+from app.console.text import printable
 from datamodules.folders import read_folder, walk_images
 from datamodules.image_files import Files
 
 EVALUATION_FOLDERS = ("val", "test")
 """Names of the folder that holds the images for evaluation."""
+
+SHOWN = 5
+"""Paths that a message names; it only counts the rest."""
 
 
 class UnknownClassError(ValueError):
@@ -33,6 +39,34 @@ class ClassFolders:
     empty: list[Path] = field(default_factory=list)
     deeper: list[Path] = field(default_factory=list)
     others: list[Path] = field(default_factory=list)
+
+    def without_images(self) -> str:
+        """Name the class folders that hold no images, and where there are some instead."""
+        text = f"no images in {some_paths(self.empty)}"
+        if self.deeper:  # often the root is the folder above the right one
+            text += f", but one level deeper: {some_paths(self.deeper)}"
+        return text
+
+    def report(self, split: str) -> None:
+        """Name what one may have expected to be used, and is not.
+
+        Args:
+            split: what the images are for, "training" or "validation".
+        """
+        if self.empty:
+            rank_zero_warn(f"no {split} images in {some_paths(self.empty)}")
+        if self.deeper:
+            rank_zero_warn(f"images below class folders, one level deeper, are not used: {some_paths(self.deeper)}")
+        if self.others:
+            rank_zero_info(f"left out, because they are not images in class folders: {some_paths(self.others)}")
+
+
+def some_paths(paths: list[Path]) -> str:
+    """A few paths by name, the rest by number."""
+    text = printable(", ".join(map(str, paths[:SHOWN])))
+    if len(paths) > SHOWN:
+        text += f" and {len(paths) - SHOWN} more"
+    return text
 
 
 def read_class_folders(root: Path, folder: Path, class_names: list[str]) -> ClassFolders:

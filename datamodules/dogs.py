@@ -6,7 +6,8 @@ from pathlib import PurePosixPath
 
 from datamodules.fine_grained import FineGrained
 from datamodules.image_files import Files, Split
-from datamodules.official_lists import DamagedListError, Lists, labels_from_one, read_mat
+from datamodules.mat_files import read_mat
+from datamodules.official_lists import DamagedListError, Lists, labels_from_one, listed_file, shown
 
 LISTS: dict[Split, str] = {"train": "train_list.mat", "val": "test_list.mat"}
 
@@ -42,10 +43,14 @@ class Dogs(FineGrained):
             counted = labels_from_one(labels, self.num_classes, path)
             if len(listed) != len(counted):
                 raise DamagedListError(f"{path} has {len(listed)} files and {len(counted)} labels")
-            files[split] = [(f"Images/{file}", label) for file, label in zip(listed, counted, strict=True)]
-            for file, label in zip(listed, counted, strict=True):
-                breed = PurePosixPath(str(file)).parent.name
+            images = [listed_file(file, "Images", path) for file in listed]
+            files[split] = list(zip(images, counted, strict=True))
+            for file, label in files[split]:
+                breed = PurePosixPath(file).parent.name
                 if breeds.setdefault(label, breed) != breed:
-                    raise DamagedListError(f"{path} gives label {label + 1} to {breeds[label]} and to {breed}")
+                    names = f"{shown(breeds[label])} and to {shown(breed)}"
+                    raise DamagedListError(f"{path} gives label {label + 1} to {names}")
+        if not breeds:
+            raise DamagedListError(f"{path} lists no images")
         class_names = [breeds.get(label, f"class {label + 1}") for label in range(max(breeds) + 1)]
         return Lists(class_names, files)

@@ -37,7 +37,7 @@ def read_folder(folder: Path) -> FolderContent:
         for entry in sorted(entries, key=lambda entry: entry.name):
             if entry.name.startswith("."):
                 continue
-            if entry.is_dir():
+            if _is_folder(entry):
                 content.folders.append(entry.name)
             elif _is_image(entry):
                 content.images.append(entry.name)
@@ -64,11 +64,21 @@ def walk_images(folder: Path, parents: tuple[str, ...] = ()) -> Iterator[Path]:
         yield from walk_images(folder / name, (*parents, here))
 
 
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, or a folder of another machine that does not answer
+        return False
+
+
 def _is_image(entry: os.DirEntry[str]) -> bool:
     if os.path.splitext(entry.name)[1].lower() not in _image_endings():  # noqa: PTH122 - a million files
         return False
     # A broken link counts, so that it is reported when it is read. A pipe does not: opening it would wait for ever.
-    return entry.is_file() or (entry.is_symlink() and not Path(entry.path).exists())
+    try:
+        return entry.is_file() or (entry.is_symlink() and not Path(entry.path).exists())
+    except OSError:  # a link to itself
+        return True
 
 
 @cache

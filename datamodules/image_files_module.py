@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
+from app.console.text import printable
 from datamodules.base import ImageDataModule
 from datamodules.image_files import Files, ImageFiles, OnUnreadable, Split, collate_readable
 from datamodules.transforms import IMAGENET_MEAN, IMAGENET_STD, crop_to_square, to_network
@@ -41,6 +42,8 @@ class ImageFilesModule(ImageDataModule):
         on_unreadable: at an image that cannot be decoded, error stops the run and names it; skip names it, leaves it
             out of its batch, and reports the number of such images at the end.
         predict_folder: folder of images for predict, searched recursively; null: none.
+        apply_orientation: turn images upright if their camera has noted in which direction that is (EXIF), in training,
+            evaluation and prediction; false: use them as they are stored, as the published results do.
 
     Attributes:
         test_split: split of `test`; by default that is the validation images.
@@ -61,8 +64,10 @@ class ImageFilesModule(ImageDataModule):
         augmentation: Callable[[Any], Any] | None = None,
         on_unreadable: OnUnreadable = "error",
         predict_folder: str | None = None,
+        apply_orientation: bool = False,
     ) -> None:
         super().__init__(batch_size, num_workers, predict_folder)
+        self.apply_orientation = apply_orientation
         self.root = Path(root).expanduser()
         self.augmentation, self.on_unreadable = augmentation, on_unreadable
 
@@ -119,24 +124,29 @@ class ImageFilesModule(ImageDataModule):
                 raise ValueError(
                     f"{type(self).__name__}: {file} has the label {label}, but there are {classes} classes"
                 )
-        return ImageFiles(self.root, files, transform, self.on_unreadable)
+        return ImageFiles(
+            self.root, files, transform, self.on_unreadable, self.apply_orientation, shared=self.num_workers > 0
+        )
 
     def teardown(self, stage: str) -> None:
         """Report how many images this process had to skip."""
         if stage == "fit":
-            _report_skipped("training", self.train_set)
+            self._report_skipped("training", self.train_set)
         if stage in ("fit", "validate"):
-            _report_skipped("evaluation", self.val_set)
+            self._report_skipped("evaluation", self.val_set)
         if stage == "test":
-            _report_skipped("evaluation", self.test_set)
+            self._report_skipped("evaluation", self.test_set)
 
     def training_list(self) -> bytes:
         if not isinstance(self.train_set, ImageFiles):
             return super().training_list()
         return self.train_set.files.tobytes() + self.train_set.labels.numpy().tobytes()
 
-
-def _report_skipped(kind: str, dataset: Dataset[Any]) -> None:
-    if isinstance(dataset, ImageFiles) and dataset.unreadable.any():
+    def _report_skipped(self, kind: str, dataset: Dataset[Any]) -> None:
+        if not isinstance(dataset, ImageFiles) or not dataset.unreadable.any():
+            return
         count = int(dataset.unreadable.sum())
         print(f"unreadable {kind} images skipped in this process: {count}", file=sys.stderr, flush=True)
+        for label in dataset.labels_without_images():
+            name = printable(self.class_names[label])
+            print(f"none of the {kind} images of the class {name} can be read", file=sys.stderr, flush=True)

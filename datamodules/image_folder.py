@@ -6,23 +6,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
+from pytorch_lightning.utilities import rank_zero_info
 from torchvision.transforms import v2
 
-from datamodules.class_folders import (
-    EVALUATION_FOLDERS,
-    ClassFolders,
-    UnknownClassError,
-    read_class_folders,
-    split_by_class,
-)
+from datamodules.class_folders import EVALUATION_FOLDERS, UnknownClassError, read_class_folders, split_by_class
 from datamodules.folders import read_folder
 from datamodules.image_files import Files, Split
 from datamodules.image_files_module import ImageFilesModule
 from datamodules.transforms import crop_to_square, squeeze_to_square
-
-SHOWN = 5
-"""Paths that a message names; it only counts the rest."""
 
 
 class ImageFolder(ImageFilesModule):
@@ -43,6 +34,8 @@ class ImageFolder(ImageFilesModule):
         val_fraction: fraction of the images of each class for validation, if root holds the class folders themselves;
             of two images or more, at least one is for training and one for validation.
         split_seed: another number takes other images for validation.
+        apply_orientation: turn photographs upright if their camera has noted in which direction that is (EXIF), as
+            programs that show them do, in training, evaluation and prediction; false: use them as they are stored.
     """
 
     def __init__(
@@ -55,9 +48,10 @@ class ImageFolder(ImageFilesModule):
         horizontal_flip: bool = True,
         val_fraction: float = 0.2,
         split_seed: int = 0,
+        apply_orientation: bool = True,
         **options: Any,
     ) -> None:
-        super().__init__(root, batch_size, num_workers, **options)
+        super().__init__(root, batch_size, num_workers, apply_orientation=apply_orientation, **options)
         if image_size < 1:
             raise ValueError(f"data.image_size must be at least 1, got {image_size}")
         if not 0 < val_fraction < 1:
@@ -142,32 +136,11 @@ class ImageFolder(ImageFilesModule):
         except UnknownClassError as error:
             raise self._error(str(error)) from error
         if found.empty and (split == "train" or not found.files):
-            what = f"no images in {_some(found.empty)}"
-            if found.deeper:  # often root is the folder above the right one
-                what += f", but one level deeper: {_some(found.deeper)}"
-            raise self._error(what)
-        _report(found)
+            raise self._error(found.without_images())
+        found.report("training" if split == "train" else "validation")
         return found.files
 
     def _error(self, what: str) -> FileNotFoundError:
         return FileNotFoundError(
             f"{type(self).__name__}: {what}; {self.root} should hold train/<class>/ and val/<class>/, or <class>/"
         )
-
-
-def _report(found: ClassFolders) -> None:
-    """Name what one may have expected to be used, and is not."""
-    if found.empty:
-        rank_zero_warn(f"no validation images in {_some(found.empty)}")
-    if found.deeper:
-        rank_zero_warn(f"images below class folders, one level deeper, are not used: {_some(found.deeper)}")
-    if found.others:
-        rank_zero_info(f"left out, because they are not images in class folders: {_some(found.others)}")
-
-
-def _some(paths: list[Path]) -> str:
-    """A few paths by name, the rest by number."""
-    text = ", ".join(map(str, paths[:SHOWN]))
-    if len(paths) > SHOWN:
-        text += f" and {len(paths) - SHOWN} more"
-    return text

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import io
+import zipfile
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from torchvision.transforms import v2
 
 from datamodules.image_reading import reason
 from datamodules.official_data_set import OfficialDataSet
+from datamodules.plain_pickle import UnsafePickleError, read_bounded, read_plain_pickle
 from datamodules.transforms import squeeze_to_square
 
 SIZES = {"resized": 256, "cropped": 224}
 """Pixels; Song et al., ICCV 2021, appendix D, and ECCV 2022, appendix B.2."""
+
+LARGEST_META = 2**24
+"""Bytes of ``meta.bin``; torchvision's has about 100,000."""
 
 
 class ImageNet(OfficialDataSet):
@@ -49,10 +54,10 @@ class ImageNet(OfficialDataSet):
         if not path.is_file():
             return folders
         try:
-            synonyms, _ = torch.load(path, weights_only=True)
-            return [", ".join(synonyms.get(wnid, (wnid,))) for wnid in folders]
-        except Exception as error:  # a damaged file makes torch raise nearly anything
-            raise ValueError(f"ImageNet: {path} cannot be read: {reason(error)[:80]}; it may be deleted") from error
+            synonyms = _read_synonyms(path)
+        except Exception as error:  # a damaged file makes the zip module raise nearly anything
+            raise ValueError(f"ImageNet: {path} cannot be read: {reason(error)}; it may be deleted") from error
+        return [", ".join(synonyms.get(wnid, (wnid,))) for wnid in folders]
 
     def without_folders(self, folder: Path, others: int) -> FileNotFoundError:
         if folder.name != "val":
@@ -61,3 +66,30 @@ class ImageNet(OfficialDataSet):
             f"{folder} holds {others} files and no class folders: sort them by running, inside it, "
             "https://raw.githubusercontent.com/soumith/imagenetloader.torch/master/valprep.sh"
         )
+
+
+def _read_synonyms(path: Path) -> dict[str, tuple[str, ...]]:
+    """The synonyms of each class in ``meta.bin``: a pair of a dictionary and a list, as torch saves it."""
+    content = read_bounded(path, LARGEST_META)
+    if zipfile.is_zipfile(io.BytesIO(content)):
+        stored, _ = read_plain_pickle(_pickle_in_zip(content))
+    else:  # before torch 1.6: pickles of a mark, a version and the machine precede it
+        stored, _ = read_plain_pickle(content, skip=3)
+    synonyms: dict[str, tuple[str, ...]] = {}
+    for wnid, names in stored.items():
+        if not all(isinstance(name, str) for name in (wnid, *names)):
+            raise UnsafePickleError("it does not hold names of classes")
+        synonyms[wnid] = tuple(names)
+    return synonyms
+
+
+def _pickle_in_zip(content: bytes) -> bytes:
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        for name in archive.namelist():
+            if name.endswith("/data.pkl"):
+                with archive.open(name) as file:
+                    unpacked = file.read(LARGEST_META + 1)
+                if len(unpacked) > LARGEST_META:
+                    raise UnsafePickleError("it unpacks to more than any such file")
+                return unpacked
+    raise UnsafePickleError("it is not a file of torch")

@@ -13,7 +13,7 @@ from datamodules.class_folders import EVALUATION_FOLDERS, UnknownClassError, fir
 from datamodules.folders import read_folder
 from datamodules.image_files import Files, OnUnreadable, Split
 from datamodules.image_files_module import ImageFilesModule
-from datamodules.official_lists import DamagedListError, Lists
+from datamodules.official_lists import DamagedListError, Lists, check_each_file_once
 
 
 class OfficialDataSet(ImageFilesModule):
@@ -47,8 +47,9 @@ class OfficialDataSet(ImageFilesModule):
         augmentation: Callable[[Any], Any] | None = None,
         on_unreadable: OnUnreadable = "error",
         predict_folder: str | None = None,
+        apply_orientation: bool = False,
     ) -> None:
-        super().__init__(root, batch_size, num_workers, augmentation, on_unreadable, predict_folder)
+        super().__init__(root, batch_size, num_workers, augmentation, on_unreadable, predict_folder, apply_orientation)
         self.check_counts = check_counts
 
     def read_lists(self) -> Lists | None:
@@ -61,9 +62,12 @@ class OfficialDataSet(ImageFilesModule):
         if not self.root.is_dir():
             raise self.missing(f"data.root {self.root} is not a folder")
         try:
-            return self.read_lists()
+            lists = self.read_lists()
+            if lists is not None:
+                check_each_file_once(lists)
         except DamagedListError as error:
             raise self.damaged(str(error)) from error
+        return lists
 
     @cached_property
     def class_names(self) -> list[str]:  # type: ignore[override]
@@ -150,9 +154,13 @@ class OfficialDataSet(ImageFilesModule):
             raise self.missing(f"{self.root} has no folder {' or '.join(f'{name}/' for name in wanted)}")
         self._folders_in(folder)
         try:
-            return read_class_folders(self.root, folder, self.class_folders()).files
+            found = read_class_folders(self.root, folder, self.class_folders())
         except UnknownClassError as error:
             raise self.missing(str(error)) from error
+        if found.empty and not found.files:
+            raise self.missing(found.without_images())
+        found.report("training" if split == "train" else "validation")
+        return found.files
 
     def _folders_in(self, folder: Path) -> list[str]:
         content = read_folder(folder)

@@ -32,18 +32,25 @@ class PredictionItem(NamedTuple):
 class PredictionFolder(Dataset[PredictionItem]):
     """All images in a folder and its sub-folders; an unreadable one is an item without image.
 
+    Args:
+        folder: the folder.
+        transform: from a Pillow image to a tensor.
+        apply_orientation: turn images upright that their camera has marked otherwise.
+
     Raises:
         FileNotFoundError: if the folder is missing or holds no images.
     """
 
-    def __init__(self, folder: str, transform: Callable[[Image.Image], Tensor]) -> None:
+    def __init__(
+        self, folder: str, transform: Callable[[Image.Image], Tensor], apply_orientation: bool = False
+    ) -> None:
         root = Path(folder)
         if not root.is_dir():
             raise FileNotFoundError(f"data.predict_folder {folder} is not a folder")
         self.files = sorted(walk_images(root))
         if not self.files:
             raise FileNotFoundError(f"data.predict_folder {folder} holds no images")
-        self.transform = transform
+        self.transform, self.apply_orientation = transform, apply_orientation
 
     def __len__(self) -> int:
         return len(self.files)
@@ -51,7 +58,7 @@ class PredictionFolder(Dataset[PredictionItem]):
     def __getitem__(self, index: int) -> PredictionItem:
         path = self.files[index]
         try:
-            image = read_image(path)
+            image = read_image(path, self.apply_orientation)
         except UnreadableImageError as error:
             return PredictionItem(None, str(path), str(error))
         return PredictionItem(self.transform(image), str(path), None)

@@ -78,7 +78,7 @@ def test_a_data_set_of_ones_own(main, start, tmp_path, capsys):
 def test_a_number_of_classes_that_is_given_wins_and_is_checked(main, start, capsys, number):
     assert main(*start, "--model.num_classes", number) == 1
     error = capsys.readouterr().err
-    assert ("the data has 2 classes" if number == 3 else "num_classes must be at least 2, got 1") in error
+    assert ("the data have 2 classes" if number == 3 else "num_classes must be at least 2, got 1") in error
 
 
 FOREIGN = """
