@@ -6,6 +6,8 @@ once Lightning is mended, and the workaround can go.
 
 from __future__ import annotations
 
+import csv
+import io
 import os
 import subprocess
 import threading
@@ -15,8 +17,12 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch.distributed
+from lightning_fabric.loggers.csv_logs import _ExperimentWriter
 from lightning_fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from pytorch_lightning.plugins.environments import SLURMEnvironment
+from pytorch_lightning.plugins.precision import DoublePrecision, HalfPrecision
+
+from app.console.files import write_file
 
 PATIENCE = 5.0
 """Seconds that the processes of a failed run have to print their own error and end."""
@@ -153,3 +159,52 @@ def begin_epoch_anew(trainer: pl.Trainer) -> None:
     epochs = trainer.fit_loop.epoch_progress.current
     if epochs.ready == epochs.processed:
         trainer.fit_loop.epoch_loop.restarting = False
+
+
+class LoadInPrecisionOfRun(pl.Callback):
+    """Converts the model to the precision of the run before a checkpoint is loaded into it.
+
+    Lightning 2.6 converts it afterwards, so that weights of 64 bits are rounded to 32 on their way into a resumed run
+    (no issue found; the order is that of https://github.com/Lightning-AI/pytorch-lightning/pull/18209).
+    """
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        precision = trainer.precision_plugin
+        if isinstance(precision, DoublePrecision | HalfPrecision):
+            precision.convert_module(pl_module)
+
+
+def keep_csv_logs(file_name: str) -> None:
+    """Let CSV loggers append to an existing log instead of removing it.
+
+    Lightning 2.6 removes ``metrics.csv`` when a logger opens the folder of an existing run, also for a test
+    (https://github.com/Lightning-AI/pytorch-lightning/pull/19446), and writes a longer header over the file in place.
+
+    Args:
+        file_name: name of the file: evaluations have their own, as they may run while the run is trained.
+    """
+    _ExperimentWriter.NAME_METRICS_FILE = file_name
+    _ExperimentWriter._check_log_dir_exists = _read_columns  # type: ignore[method-assign]
+    _ExperimentWriter._rewrite_with_new_header = _rewrite  # type: ignore[method-assign]
+
+
+def _read_columns(writer: _ExperimentWriter) -> None:
+    """Take over the columns of an existing log, in place of Lightning's removal of it."""
+    path = Path(writer.metrics_file_path)
+    if not path.is_file():
+        return
+    with path.open(newline="") as file:
+        writer.metrics_keys = next(csv.reader(file), [])
+    if writer.metrics_keys != sorted(writer.metrics_keys):  # Lightning sorts them before it appends
+        _rewrite(writer, sorted(writer.metrics_keys))
+
+
+def _rewrite(writer: _ExperimentWriter, fieldnames: list[str]) -> None:
+    path = Path(writer.metrics_file_path)
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    text = io.StringIO(newline="")
+    table = csv.DictWriter(text, fieldnames, extrasaction="ignore")
+    table.writeheader()
+    table.writerows(rows)
+    write_file(path, text.getvalue().encode())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 import warnings
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 from jsonargparse import Namespace
-from pytorch_lightning.callbacks import LearningRateMonitor
+from pytorch_lightning.callbacks import Callback, Checkpoint, LearningRateMonitor
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities import rank_zero_info
@@ -21,15 +22,18 @@ import app.models.classifier
 import callbacks
 import datamodules  # noqa: F401 - importing makes the classes known by their short names
 from app.cli.checkpoint_io import AtomicCheckpointIO
+from app.cli.checkpoint_paths import CheckpointPaths
 from app.cli.given_arguments import given_model_keys
 from app.cli.hyperparameters import merge_architecture, merge_run
 from app.cli.last_line import end_progress_bar, fit_line, print_predictions
 from app.cli.lightning_compat import (
+    LoadInPrecisionOfRun,
     LoopCounters,
     allocation_without_srun,
     end_child_processes,
     ignore_unfounded_warnings,
     interrupted_by_user,
+    keep_csv_logs,
     leave_process_group,
     refuse_checkpoint_of_requeue,
 )
@@ -39,16 +43,19 @@ from app.cli.parser import DESCRIPTION, HelpFormatter, Parser
 from app.cli.run_checkpoint import read_run
 from app.cli.run_folder import (
     find_checkpoint,
-    logger_arguments,
+    log_results_in_run,
+    name_default_logger,
     restarted,
     run_folder,
     stay_in_folder_of_job,
-    version_of,
 )
+from app.cli.run_lock import folders_to_own, is_first_process, owning, refuse_existing_run
+from app.cli.saved_config import SavedConfig
+from app.cli.text_files import check_text_files
 from app.console.errors import fail, one_line, wants_traceback
 from app.console.plugins import import_plugins
 from app.console.threads import errors_of_threads
-from callbacks.best_checkpoint import DEFAULT_METRIC, BestCheckpoint
+from callbacks.best_checkpoint import BestCheckpoint
 
 UNREADABLE_IMAGES = 3
 """Exit status of a prediction that went through, but could not read some of the images."""
@@ -58,9 +65,14 @@ ALWAYS: tuple[type[pl.Callback], ...] = (
     callbacks.StopOnSignal,
     callbacks.FiniteEvaluation,
     callbacks.FiniteCheckpoints,
+    LoadInPrecisionOfRun,
     LoopCounters,
+    CheckpointPaths,
 )
 """Callbacks of every run that have no options."""
+
+NODE_FAILURE = 120.0
+"""Seconds that a requeued job waits for its run folder: NFS releases the locks of a node that has died after 90."""
 
 # Configurations of runs from before the files moved name the classifier by its old module. The parser must find it
 # there, and `CLI.parse_arguments` then writes its new name.
@@ -73,14 +85,6 @@ class CLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
-        parser.set_defaults(
-            {
-                "checkpoint.monitor": DEFAULT_METRIC,
-                "checkpoint.mode": "max",
-                "checkpoint.filename": "best",
-                "checkpoint.enable_version_counter": False,
-            }
-        )
         parser.add_lightning_class_args(callbacks.LastCheckpoint, "last")
         parser.add_lightning_class_args(callbacks.NonFinitePolicy, "non_finite")
         parser.add_lightning_class_args(callbacks.PredictionWriter, "predictions")
@@ -95,6 +99,7 @@ class CLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse the arguments of `main`; Lightning would warn that the program has arguments of its own too."""
         self.arguments: list[str] = list(args or [])
+        check_text_files(self.arguments)
         self.config = parser.parse_args(self.arguments)
         model = self.config[self.config["subcommand"]]["model"]
         if model["class_path"].startswith(f"{OLD_MODULE}."):
@@ -108,6 +113,8 @@ class CLI(LightningCLI):
         """
         subcommand = self.config["subcommand"]
         options = self.config[subcommand]
+        name_default_logger(options)
+        self.last_asked_for = options.get("ckpt_path") == "last" or restarted()
         if subcommand == "fit":
             stay_in_folder_of_job(options)
         path = self._find_checkpoint(subcommand, options)
@@ -143,17 +150,16 @@ class CLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         options = self.config[self.subcommand]
+        if options["trainer"].get("barebones"):
+            _switch_off_for_barebones(options["trainer"])
         if not options["trainer.logger"]:  # Lightning refuses the learning-rate monitor without one
             self.trainer_defaults["callbacks"] = [callback() for callback in ALWAYS]
-        self.save_config_kwargs = {"overwrite": True}  # a requeued job starts in the folder of its run
         if self.subcommand == "fit":
+            keep_csv_logs("metrics.csv")
             return
-        self.save_config_kwargs["config_filename"] = f"config_{self.subcommand}.yaml"
-        # Results of a checkpoint belong to its run.
-        folder = Path(options.get("ckpt_path") or "").resolve().parent
-        logger = logger_arguments(options)
-        if logger and folder.name == "checkpoints" and folder.parents[1] == run_folder(options).resolve():
-            logger["version"] = version_of(folder.parent)
+        keep_csv_logs(f"metrics_{self.subcommand}.csv")
+        self.save_config_kwargs = {"config_filename": f"config_{self.subcommand}.yaml"}
+        log_results_in_run(options)
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         try:
@@ -169,11 +175,27 @@ class CLI(LightningCLI):
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         return trainer
 
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> pl.Trainer:
+        if config.get("enable_checkpointing") is False:  # Lightning would refuse our callbacks then
+            callbacks = [callback for callback in callbacks if not isinstance(callback, Checkpoint)]
+        trainer: pl.Trainer = super()._instantiate_trainer(config, callbacks)
+        return trainer
+
+    def _own_run_folder(self, stack: contextlib.ExitStack) -> None:
+        """Keep the folder of a fit to this run, until the stack is closed, and check that it replaces no other run."""
+        trainer = self.trainer
+        if trainer.fast_dev_run or not is_first_process(trainer):  # type: ignore[attr-defined]
+            return
+        refuse_existing_run(trainer, self.config["fit"].get("ckpt_path"), may_begin_again=self.last_asked_for)
+        stack.enter_context(owning(folders_to_own(trainer), NODE_FAILURE if restarted() else 0.0))
+
     def _run_subcommand(self, subcommand: str) -> None:
         if callable(signal.getsignal(signal.SIGINT)):  # until here train.py answered; nohup's ignoring stays
             signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
-            with errors_of_threads(str(run_folder(self.config[subcommand]))):
+            with contextlib.ExitStack() as stack, errors_of_threads(str(run_folder(self.config[subcommand]))):
+                if subcommand == "fit":
+                    self._own_run_folder(stack)
                 super()._run_subcommand(subcommand)
         except BaseException as error:
             end_child_processes(self.trainer)
@@ -190,6 +212,8 @@ class CLI(LightningCLI):
 
     def after_fit(self) -> None:
         log_dir = self.trainer.log_dir  # a broadcast: every process takes part
+        if not self.trainer.loggers:
+            log_dir = None  # Lightning names its root folder then
         if self.trainer.is_global_zero:
             print(fit_line(self.trainer, log_dir))
 
@@ -198,6 +222,15 @@ class CLI(LightningCLI):
         print_predictions(self.trainer, writer)
         if writer.unreadable:
             sys.exit(UNREADABLE_IMAGES)
+
+
+def _switch_off_for_barebones(trainer: Namespace) -> None:
+    """Take back the settings of configurations and of this program that Lightning refuses with ``barebones``."""
+    trainer["logger"] = False
+    for key in ("enable_checkpointing", "enable_progress_bar", "enable_model_summary"):
+        trainer[key] = False
+    for key in ("log_every_n_steps", "num_sanity_val_steps"):
+        trainer[key] = 0
 
 
 def main(arguments: Sequence[str] | None = None, cli: type[CLI] = CLI) -> None:
@@ -239,6 +272,7 @@ def run(arguments: Sequence[str], cli: type[CLI]) -> None:
             },
             "callbacks": [LearningRateMonitor(), *(callback() for callback in ALWAYS)],
         },
+        save_config_callback=SavedConfig,
         seed_everything_default=0,
         parser_class=Parser,
         parser_kwargs={"description": DESCRIPTION, "formatter_class": HelpFormatter},

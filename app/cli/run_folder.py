@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import Namespace
 from pytorch_lightning.plugins.environments import SLURMEnvironment
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
+
+from app.cli.saved_checkpoints import find_best, find_last, written
 
 
 def run_folder(options: Namespace) -> Path:
@@ -15,7 +18,7 @@ def run_folder(options: Namespace) -> Path:
     arguments = logger_arguments(options)
     if arguments is None:
         return Path(options["trainer"].get("default_root_dir") or ".")
-    return Path(arguments["save_dir"], arguments["name"] or "")
+    return Path(arguments["save_dir"], arguments.get("name") or "")
 
 
 def find_checkpoint(which: str, options: Namespace, fitting: bool) -> str | None:
@@ -25,27 +28,42 @@ def find_checkpoint(which: str, options: Namespace, fitting: bool) -> str | None
 
     Raises:
         FileNotFoundError: if there is none, except for a fit.
+        OSError: if a folder cannot be searched: it may hold the checkpoint that is asked for.
     """
     run, logger = run_folder(options), logger_arguments(options)
-    versions = Path()
-    if logger is not None:
-        versions = Path(_version_folder(logger["version"]) or "version_*")
-    found = sorted(run.glob(f"{versions}/checkpoints/{which}.ckpt"), key=_written)
-    if not found:
+    folders = _checkpoint_folders(run, logger)
+    if which == "best":
+        found = find_best(folders, options["checkpoint"]["filename"], options["checkpoint"]["dirpath"])
+    else:
+        found = find_last(folders)
+    if found is None:
         if not fitting:
             raise FileNotFoundError(f"--ckpt_path {which}: no checkpoint below {run}")
-        rank_zero_info(f"no checkpoint below {run / versions} yet: starting from the beginning")
+        rank_zero_info(f"no checkpoint below {run} yet: starting from the beginning")
         return None
-    newest = found[-1]
     if fitting and which == "last" and logger is not None:
         if logger["version"] is None:
-            _warn_of_newer(run, newest)
-        logger["version"] = version_of(newest.parents[1])
-    return str(newest)
+            _warn_of_newer(run, found)
+        set_version(options, version_of(found.parents[1]))
+    return str(found)
 
 
-def _written(path: Path) -> float:
-    return path.stat().st_mtime
+def _checkpoint_folders(run: Path, logger: Namespace | None) -> list[Path]:
+    """The folders of checkpoints of the version that is given, else of all versions."""
+    if logger is None:
+        return [run / "checkpoints"]
+    version = _version_folder(logger["version"])
+    if version:
+        return [run / version / "checkpoints"]
+    try:
+        names = [folder.name for folder in run.iterdir()]
+    except FileNotFoundError:
+        names = []
+        if run.is_symlink():
+            raise OSError(f"{run} is a link to a folder that does not exist") from None
+    except OSError as error:
+        raise OSError(f"{run} cannot be searched for checkpoints: {error.strerror}") from error
+    return [run / name / "checkpoints" for name in names if name.startswith("version_")]
 
 
 def _warn_of_newer(run: Path, last: Path) -> None:
@@ -53,7 +71,7 @@ def _warn_of_newer(run: Path, last: Path) -> None:
     newest = last
     for config in run.glob("version_*/config.yaml"):
         if not (config.parent / "checkpoints/last.ckpt").exists():
-            newest = max(newest, config, key=_written)
+            newest = max(newest, config, key=written)
     if newest != last:
         rank_zero_warn(f"{newest.parent} is newer, but has no last.ckpt: resuming from {last}, of another run")
 
@@ -70,13 +88,23 @@ def stay_in_folder_of_job(options: Namespace) -> None:
     job = SLURMEnvironment.job_id()
     if job is None:
         return
-    logger["version"] = job
+    set_version(options, job)
     folder = run_folder(options) / _version_folder(job)
     if (folder / "checkpoints" / "last.ckpt").exists() and not options.get("ckpt_path") and not restarted():
         raise ValueError(
             f"job {job} has a run in {folder} already: resume it, --ckpt_path last, or give this one its own "
             "--trainer.logger.name or --trainer.logger.version"
         )
+
+
+def log_results_in_run(options: Namespace) -> None:
+    """Set the version of the run that a checkpoint belongs to, so that results are logged beside its training."""
+    if not options.get("ckpt_path"):
+        return
+    run = run_folder(options).resolve()
+    for folder in Path(options["ckpt_path"]).resolve().parents:
+        if folder.name == "checkpoints" and folder.parents[1] == run:
+            set_version(options, version_of(folder.parent))
 
 
 def restarted() -> bool:
@@ -95,12 +123,45 @@ def version_of(folder: Path) -> int | str:
     return int(number) if number.isdecimal() else folder.name
 
 
+def set_version(options: Namespace, version: int | str) -> None:
+    """Set the version of the first logger, and of those that keep theirs in the same folder."""
+    first = logger_arguments(options)
+    for logger in _loggers(options):
+        arguments = _version_arguments(logger)
+        if arguments is None or first is None:
+            continue
+        if (arguments["save_dir"], arguments.get("name")) == (first["save_dir"], first.get("name")):
+            arguments["version"] = version
+
+
 def logger_arguments(options: Namespace) -> Namespace | None:
     """Return the arguments of the (first) logger if it keeps versions of runs in a folder, else ``None``."""
+    loggers = _loggers(options)
+    return _version_arguments(loggers[0]) if loggers else None
+
+
+def _loggers(options: Namespace) -> list[Any]:
     logger = options["trainer.logger"]
-    if isinstance(logger, list) and logger:
-        logger = logger[0]
+    if isinstance(logger, list):
+        return logger
+    return [logger]
+
+
+def _version_arguments(logger: Any) -> Namespace | None:
     arguments: Namespace | None = getattr(logger, "init_args", None)
     if arguments is None or "version" not in arguments or "save_dir" not in arguments:
         return None
     return arguments
+
+
+def name_default_logger(options: Namespace) -> None:
+    """Put the logger that ``trainer.logger: true`` means in its place, so that its folder is known beforehand."""
+    trainer = options["trainer"]
+    # Lightning takes null for true, except where it must not log at all.
+    if trainer["logger"] is True or (trainer["logger"] is None and not trainer.get("barebones")):
+        trainer["logger"] = Namespace(
+            class_path="pytorch_lightning.loggers.TensorBoardLogger",
+            init_args=Namespace(
+                save_dir=str(trainer.get("default_root_dir") or "."), name="lightning_logs", version=None
+            ),
+        )

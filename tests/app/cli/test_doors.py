@@ -47,7 +47,7 @@ def test_the_metric_of_a_foreign_model_can_be_chosen(main, own, capsys):
 
 
 def test_a_metric_that_was_chosen_must_exist(main, own, capsys):
-    metric = ("--checkpoint.monitor", "nope")
+    metric = ("--checkpoint.monitor", "nope", "--checkpoint.mode", "max")
     assert main("fit", "--model", f"{own}.Regression", "--data", f"{own}.Points", *QUIET, *metric) == 1
     assert "could not find the monitored key" in only_error(capsys)
 
