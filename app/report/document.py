@@ -72,9 +72,9 @@ def _escaped(table: Table) -> Table:
 
 
 def escaped(text: str) -> str:
-    r"""A text of the user that Markdown shows unchanged: no tags, links, code or cells, and no control characters.
+    r"""A text of the user that Markdown shows unchanged: no tags, links, code, formulae or cells, and no control characters.
 
     >>> escaped("a|<b>")
     'a\\|\\<b\\>'
     """
-    return re.sub(r"([\\`*|<>&\[\]])", r"\\\1", printable(text))
+    return re.sub(r"([\\`*|<>&$\[\]])", r"\\\1", printable(text))

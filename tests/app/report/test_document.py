@@ -42,7 +42,7 @@ def test_any_setting_can_be_reported(tmp_path, capsys):
     report.main([*map(str, folders), "--output", str(tmp_path / "out")])
     text = (tmp_path / "out/report.md").read_text(encoding="utf-8").replace("`published`", "")
     assert not re.search(r"[^\n -~]", re.sub(r"[é±…北京🎉]", "", text))
-    assert not re.search(r"(?<!\\)[<>`&*]", text)
+    assert not re.search(r"(?<!\\)[<>`&*$]", text)
     assert max(map(len, text.splitlines())) < 3000
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {7, 4}  # the tables have six and three columns
@@ -121,7 +121,9 @@ def test_a_text_is_drawn_as_it_is(text):
 
 
 def test_markup_is_escaped():
-    assert escaped(r"a|b <c> `d` [e](f) *g* & \h version_0") == (r"a\|b \<c\> \`d\` \[e\](f) \*g\* \& \\h version_0")
+    assert escaped(r"a|b <c> `d` [e](f) *g* & $h$ \h version_0") == (
+        r"a\|b \<c\> \`d\` \[e\](f) \*g\* \& \$h\$ \\h version_0"
+    )
 
 
 def test_every_figure_has_the_name_of_its_file():
