@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import sysconfig
@@ -48,13 +49,18 @@ def errors_in_one_line() -> Iterator[None]:
         yield
         # Output that is still in the buffer meets a full disk or a closed pipe here, and not after the last line.
         sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        _drop_output()
+        sys.exit(1)
     except Exception as error:
-        if isinstance(error, BrokenPipeError):  # the reader, such as `head`, has seen enough
-            _drop_output()
-            sys.exit(1)
         if wants_traceback():
             raise
-        fail(describe(error))
+        message = describe(error)
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None:
+            # Files are named by who writes them; `print` names nothing.
+            _drop_output()
+            message = f"standard output cannot be written: {error.strerror}"
+        fail(message)
     except KeyboardInterrupt:
         if wants_traceback():
             raise

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import reprlib
+
 
 def printable(text: str) -> str:
     r"""Return a text whose control characters are written as escapes, so that a terminal does not obey them.
@@ -33,3 +35,16 @@ def shortened(text: str, width: int) -> str:
         return text
     end = (width - 1) // 2
     return f"{text[: width - 1 - end]}…{text[len(text) - end :]}"
+
+
+def brief(value: object, width: int = 120) -> str:
+    """Return a value as one printable line of `width` characters at most, without building the whole text first.
+
+    >>> brief(list(range(1000)))
+    '[0, 1, 2, 3, 4, 5, ...]'
+    """
+    if isinstance(value, str):
+        return shortened(printable(value), width)
+    short = reprlib.Repr()
+    short.maxlevel, short.maxstring, short.maxother, short.maxlong = 4, width, width, width
+    return shortened(printable(short.repr(value)), width)
