@@ -1,4 +1,4 @@
-"""The layers that networks are built of. They know nothing of training."""
+"""Layers for building networks, independent of how the networks are trained."""
 
 from .decorrelated_batch_norm import DecorrelatedBatchNorm2d
 from .global_average_pooling import GlobalAveragePooling

@@ -22,38 +22,40 @@ from .spectral_layer import DTYPES, SpectralLayer, name_of
 class DecorrelatedBatchNorm2d(SpectralLayer):
     """Whitens ``(B, C, H, W)``: ``Y = weight * (P + eps I)^(-1/2) (X - mean) + bias`` (Song et al., ECCV 2022, eq. 43).
 
-    X is ``(C, N)``, N = B H W, and ``P = (X - mean) (X - mean)^T / N`` its covariance, for each group of channels by
-    itself. Batch norm makes every channel's variance one; this layer also makes different channels of a group
+    X is ``(C, N)``, N = B H W, and ``P = (X - mean) (X - mean)^T / N`` its covariance, separately for each group of
+    channels. Batch norm makes every channel's variance one; this layer also makes different channels of a group
     uncorrelated: in training the output (before weight and bias) has the covariance ``P (P + eps I)^(-1)``, the
-    identity up to eps. Directions in which the features do not vary, as where a convolution has more output channels
-    than inputs, stay zero. With groups of one channel the layer is `torch.nn.BatchNorm2d`.
+    identity up to eps. Directions in which the features do not vary, such as those of a convolution with more output
+    channels than inputs, stay zero. With groups of one channel the layer is `torch.nn.BatchNorm2d`.
 
-    In evaluation the running mean and the running covariance take the place of the batch's; the latter estimates the
+    In evaluation, the running mean and covariance take the place of those of the batch; the latter estimates the
     covariance without bias (N - 1), as batch norm's ``running_var``. Its inverse root is computed anew for every batch:
-    that costs as much as in training, and nothing can go stale when a state is loaded.
+    that costs as much as in training, but nothing can go stale when a state is loaded.
 
-    Statistics are sums in `spectral_dtype`, outside autocast; the result has the dtype of the features. N may be
-    smaller than d, as eps makes every covariance invertible; only N = 1 is refused in training. Observers receive the
-    eigenvalues ``(g, d)`` of P without eps, in evaluation of the running covariance; numerically zero ones are zero.
+    Statistics are computed in `spectral_dtype`, outside autocast; the result has the dtype of the features. N may be
+    smaller than d, as eps makes every covariance invertible; only N = 1 is an error, in training. Observers receive the
+    eigenvalues ``(g, d)`` of P without eps, and in evaluation those of the running covariance; numerically zero
+    eigenvalues are reported as zero.
 
     Args:
         num_features: channels C.
         groups: groups g that are whitened separately; it divides C.
-        eps: added to every eigenvalue of the covariance. It bounds what directions of little variance are amplified by,
-            eps^(-1/2), which matters in evaluation, where the running covariance lags behind the weights: with 1e-5
-            validation is erratic until the learning rate has decayed. 1e-2 is that of the paper's implementation.
+        eps: added to every eigenvalue of the covariance. It limits the amplification of directions with little variance
+            to eps^(-1/2). That matters in evaluation, where the running covariance lags the weights: with 1e-5,
+            validation is erratic until the learning rate has decayed. The paper's implementation uses 1e-2.
         momentum: weight of the new batch in the running statistics.
-        affine: learn weight and bias, one of each a channel.
-        method: of the inverse square root, a name of `app.spectral.METHODS` (not svd-topn, which makes eigenvalues
-            zero) or a `Method` object.
-        options: of a method that is given by name, such as ``{"iterations": 7}``, and ``route``.
+        affine: learn a weight and a bias for each channel.
+        method: method of the inverse square root: a name in `app.spectral.METHODS` (not svd-topn, which makes
+            eigenvalues zero) or a `Method` object.
+        options: options of a method that is given by name, such as ``{"iterations": 7}``, and ``route``.
         spectral_dtype: precision of the covariance and its inverse square root.
-        synchronised: statistics of the batches of all processes together, of any sizes, as `torch.nn.SyncBatchNorm`.
+        synchronised: compute statistics over the batches of all processes (of any size), as `torch.nn.SyncBatchNorm`
+            does.
 
     Raises:
         ValueError: for a wrong method, option or number; in `forward` for features of another shape, or, in training,
             of a single sample.
-        FloatingPointError: in `forward`, for features that are not finite.
+        FloatingPointError: in `forward`, for non-finite features.
 
     Example:
         >>> Y = DecorrelatedBatchNorm2d(4)(torch.randn(8, 4, 5, 5)).transpose(0, 1).flatten(1)
@@ -95,7 +97,7 @@ class DecorrelatedBatchNorm2d(SpectralLayer):
         own = dict(self.options)
         self._route = own.pop("route", "auto")
         spectral_function = SpectralFunction(InverseSquareRoot(), find_method(method, own))
-        # wrong options and routes are errors here, not in the first batch
+        # report wrong options and routes here rather than in the first batch
         runs_by_products(spectral_function, Execution(route=self._route), torch.device("cpu"))
         self._method = spectral_function.method
         self.synchronised = synchronised
@@ -189,10 +191,10 @@ class DecorrelatedBatchNorm2d(SpectralLayer):
 
     def _explain(self, features: Tensor) -> str:
         if not features.isfinite().all():
-            return "the features are not finite: check the layers before, the learning rate and the images"
+            return "the features are not finite: check the preceding layers, the learning rate and the images"
         if self.training:
             return "the features of this process are finite: their covariance or another process's features are not"
-        return "the running covariance is not finite: it was trained on features that were not"
+        return "the running covariance is not finite: it was computed from non-finite features"
 
     def extra_repr(self) -> str:
         return f"{self._describe()}, eps={self.eps}, momentum={self.momentum}, synchronised={self.synchronised}"

@@ -27,11 +27,11 @@ class GlobalAveragePooling(nn.Module):
 
     @property
     def pre_svd_layer(self) -> None:
-        """No layer feeds a covariance here."""
+        """``None``: no layer feeds a covariance here."""
         return None
 
     def use_meta_layer(self, meta_layer: Any, meta_options: dict[str, Any] | None = None) -> None:
-        """Refuse another meta-layer: its output has another shape.
+        """Raise an error for any other meta-layer, because its output has another shape.
 
         Raises:
             ValueError: for every meta-layer but this one.

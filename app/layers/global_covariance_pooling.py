@@ -51,9 +51,9 @@ class GlobalCovariancePooling(SpectralLayer):
 
     Args:
         in_channels: channels C of the feature map.
-        dim: channels d that the covariance is taken of, at most C. ``None``: no reduction, d = C (AlexNet). Several
-            numbers: as many reductions, one after the other, and d is the last.
-        meta_layer: a name of `app.spectral.METHODS`, ``power`` or ``log``, a `Method` object, or a module
+        dim: channels d of the covariance, at most C. ``None``: no reduction, d = C (AlexNet). Several numbers: that
+            many reductions, one after the other; d is the last number.
+        meta_layer: a name in `app.spectral.METHODS`, ``power`` or ``log``, a `Method` object, or a module
             ``(B, d, d) -> (B, d, d)`` that normalises the covariance by other means than its eigenvalues.
         meta_options: options of a meta-layer that is given by name, such as ``{"pade_degree": 50}``, and ``route``.
             ``power`` takes ``alpha`` (0.5), ``log`` takes ``eps`` (1e-5), which is added to the eigenvalues, and both
@@ -68,8 +68,8 @@ class GlobalCovariancePooling(SpectralLayer):
         normalisation: the module that normalises the covariance; ``None`` where a method does.
 
     Raises:
-        ValueError: for a wrong name, option or dim, and in `forward` for a map of a single position.
-        FloatingPointError: in `forward`, for features that are not finite.
+        ValueError: for a wrong name, option or dim, and in `forward` for a feature map with a single position.
+        FloatingPointError: in `forward`, for non-finite features.
     """
 
     normalisation: nn.Module | None
@@ -125,7 +125,9 @@ class GlobalCovariancePooling(SpectralLayer):
         options = dict(meta_options or {})
         if isinstance(meta_layer, nn.Module):
             if options:
-                raise ValueError(f"{type(meta_layer).__name__} takes its options itself, got {', '.join(options)}")
+                raise ValueError(
+                    f"{type(meta_layer).__name__} takes its options in its constructor, got {', '.join(options)}"
+                )
             self.normalisation, self.meta_options = meta_layer, options
             return
         if meta_layer == "gap":
@@ -138,7 +140,7 @@ class GlobalCovariancePooling(SpectralLayer):
         if isinstance(meta_layer, str):
             function, method = self._function_and_method(meta_layer, options)
         spectral_function = SpectralFunction(function or SquareRoot(), find_method(method, options))
-        # a wrong route is an error here, not in the first batch
+        # report a wrong route here rather than in the first batch
         runs_by_products(spectral_function, Execution(route=route), torch.device("cpu"))
         self._method, self._spectral_function, self._route = meta_layer, spectral_function, route
         self.normalisation, self.meta_options = None, dict(meta_options or {})
@@ -192,7 +194,7 @@ class GlobalCovariancePooling(SpectralLayer):
         if weights:
             return f"the weights {', '.join(weights)} are not finite: an earlier update diverged"
         if features.isfinite().all():
-            return "the features are finite, their covariance overflows: use spectral_dtype float64"
+            return "the features are finite, but their covariance overflows: use spectral_dtype float64"
         return "the weights of this layer are finite: check the backbone, the learning rate and the images"
 
     def extra_repr(self) -> str:

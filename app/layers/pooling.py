@@ -31,7 +31,7 @@ def build_pooling(
     The arguments are those of `GlobalCovariancePooling`; average pooling ignores ``dim`` and ``spectral_dtype``.
 
     Raises:
-        ValueError: for a wrong name or option, and for options that average pooling does not have.
+        ValueError: for a wrong name or option, and for options that average pooling does not take.
     """
     if meta_layer != "gap":
         return GlobalCovariancePooling(

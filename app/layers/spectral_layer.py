@@ -1,4 +1,4 @@
-"""The base of the layers that take a function of a covariance, and the interface that callbacks use.
+"""The base class of layers that compute a function of a covariance, and the interface that callbacks use.
 
 Shapes: B matrices (samples of a batch, or groups of a decorrelated batch norm), r eigenvalues of each.
 """
@@ -28,10 +28,10 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
 class SpectralLayer(nn.Module):
-    """A layer that takes a function of a covariance: it counts failures, reports spectra, and names itself in errors.
+    """A layer that computes a function of a covariance, counts failures, reports spectra and names itself in errors.
 
-    Monitors and treatments find these layers by `spectral_layers`, and need nothing but what is public here. A layer of
-    your own becomes visible to them by deriving from this class and calling `_apply_spectral` in its forward pass.
+    Monitors and treatments find these layers by `spectral_layers`, and use only their public interface. A layer of your
+    own becomes visible to them by deriving from this class and calling `_apply_spectral` in its forward pass.
 
     Attributes:
         spectral_dtype: precision of the spectral part.
@@ -54,7 +54,7 @@ class SpectralLayer(nn.Module):
         raise NotImplementedError
 
     def observe_spectrum(self, observer: SpectrumObserver) -> RemovableHandle:
-        """Report the eigenvalues of every batch to a function, until the handle that is returned is removed.
+        """Report the eigenvalues of every batch to a function until the returned handle is removed.
 
         A layer that needs no eigenvalues itself (Newton-Schulz by products) decomposes its covariances as long as an
         observer is registered. Matrices that could not be decomposed are left out.
@@ -65,7 +65,7 @@ class SpectralLayer(nn.Module):
 
     @contextmanager
     def unobserved(self) -> Iterator[None]:
-        """Run forward passes that leave no trace: observers hear nothing, and the counts stay as they are."""
+        """Run forward passes that leave no trace: observers are not called, and the counts do not change."""
         observers, counts = self._observers, self.counts
         self._observers, self.counts = OrderedDict(), copy.copy(counts)
         try:
@@ -88,10 +88,10 @@ class SpectralLayer(nn.Module):
     def _apply_spectral(
         self, function: Callable[[Tensor, Execution], Tensor], X: Tensor, features: Tensor, route: Route = "auto"
     ) -> Tensor:
-        """A function of `app.spectral` of X, with the precision, counts and observers of this layer.
+        """Apply a function of `app.spectral` to X, with the precision, counts and observers of this layer.
 
         Args:
-            function: takes X and how it is to be run.
+            function: takes X and an `Execution`.
             X: features or covariances.
             features: the input of the layer, for errors.
             route: see `Execution`.
@@ -128,5 +128,5 @@ def name_of(method: object) -> str:
 
 
 def spectral_layers(model: nn.Module) -> dict[str, SpectralLayer]:
-    """The layers of a model that take a function of a covariance, by name."""
+    """The layers of a model that compute a function of a covariance, by name."""
     return {name: module for name, module in model.named_modules() if isinstance(module, SpectralLayer)}

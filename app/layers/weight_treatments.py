@@ -20,11 +20,11 @@ class OrthogonalWeight(nn.Module):
 
     A rectangular W is padded with zeros to a square of side s = max(m, n), and the first m rows and n columns of the
     exponential are the kernel: its columns are orthonormal for m > n, its rows for m < n. Every kernel with orthonormal
-    columns (or rows) that the identity can be turned into is reached this way. W itself starts as the kernel it was.
+    columns (or rows) to which the identity can be rotated is reached this way. W starts as the original kernel.
 
     The exponential is taken in float32 or better, outside autocast. It costs a dozen products of matrices of side s,
-    and about ten times that in the backward pass; where one side is more than twice the other, those of twice the
-    shorter.
+    and about ten times that in the backward pass; if one side is more than twice the other, the matrices only have
+    twice the shorter side.
     """
 
     def forward(self, weight: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ def _first_rows(W: Tensor) -> Tensor:
         P = nn.functional.pad(W, (0, 0, 0, n - m))
         return torch.linalg.matrix_exp(P - P.mT)[:m]
     A, W_2 = W[:, :m] - W[:, :m].mT, W[:, m:]
-    # a change of units that makes the blocks alike, and the exponential cheap and accurate; the result is the same
+    # Scaling the blocks to similar size makes the exponential cheap and accurate, and does not change the result.
     unit = torch.linalg.vector_norm(W_2.detach()).clamp_min(1)
     V, one = W_2 / unit, unit * torch.eye(m, dtype=W.dtype, device=W.device)
     E, F = torch.linalg.matrix_exp(_blocks(A, one, -W_2 @ V.mT, torch.zeros_like(one)))[:m].chunk(2, 1)
@@ -80,8 +80,8 @@ def treat_weight(convolution: nn.Module, treatment: Treatment) -> None:
 
     Args:
         convolution: the pre-SVD layer.
-        treatment: ``spectral``, W over its largest singular value (ECCV 2022, eq. 11), which torch follows by one step
-            of the power method a training batch; or ``orthogonal``, see `OrthogonalWeight`.
+        treatment: ``spectral``, W over its largest singular value (ECCV 2022, eq. 11), which torch tracks by one step
+            of the power method per training batch; or ``orthogonal``, see `OrthogonalWeight`.
 
     Raises:
         ValueError: for an unknown treatment.
@@ -97,7 +97,7 @@ def treat_weight(convolution: nn.Module, treatment: Treatment) -> None:
 
 
 def treatment_of(convolution: nn.Module) -> Treatment | None:
-    """The treatment that a convolution's weight is under."""
+    """The treatment of a convolution's weight, ``None`` if it has none."""
     if not parametrize.is_parametrized(convolution, "weight"):
         return None
     first = convolution.parametrizations["weight"][0]  # type: ignore[union-attr,index]
@@ -105,7 +105,7 @@ def treatment_of(convolution: nn.Module) -> Treatment | None:
 
 
 def original_weight(convolution: nn.Module) -> nn.Parameter:
-    """The parameter that the optimizer steps: W itself, without a treatment the convolution's weight."""
+    """The parameter that the optimizer steps: W under a treatment, and the convolution's weight without one."""
     if treatment_of(convolution) is None:
         return convolution.weight  # type: ignore[return-value]
     return convolution.parametrizations["weight"].original  # type: ignore[union-attr,index,return-value]
@@ -113,11 +113,11 @@ def original_weight(convolution: nn.Module) -> nn.Parameter:
 
 @torch.no_grad()
 def remove_weight_treatment(convolution: nn.Module) -> None:
-    """Make the weight as it is now an ordinary parameter, which costs nothing at inference."""
+    """Turn the treated weight into an ordinary parameter, which costs nothing at inference."""
     if treatment_of(convolution) is None:
         return
     training = convolution.training
-    convolution.eval()  # reading the weight in training makes a step of the power method
+    convolution.eval()  # reading the weight in training mode takes a step of the power method
     parametrize.remove_parametrizations(convolution, "weight")
     convolution.train(training)
 
@@ -126,7 +126,7 @@ def convert_state(state: dict[str, Any], prefix: str, convolution: nn.Conv2d) ->
     """Make the weight of one convolution in a state dict fit a convolution under another treatment, or none.
 
     The layer computes what it computed when stored, except under ``orthogonal``: a kernel that is not orthogonal can
-    only be where W starts from.
+    only become the initial W.
 
     Args:
         state: changed in place.
@@ -140,8 +140,8 @@ def convert_state(state: dict[str, Any], prefix: str, convolution: nn.Conv2d) ->
     bare = {key: state.pop(key) for key in list(state) if key.startswith((prefix + "weight", prefix + "param"))}
     if own == "orthogonal":
         warnings.warn(
-            f"{prefix}weight was not trained as an orthogonal weight: exp(W - W^T) starts from it as W, and is another "
-            "kernel",
+            f"{prefix}weight was not trained as an orthogonal weight: it becomes W in exp(W - W^T), which is "
+            "another kernel",
             stacklevel=2,
         )
     like = nn.Conv2d(

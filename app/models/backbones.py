@@ -1,4 +1,4 @@
-"""Convolutional backbones: torchvision's networks without their pooling and classifier, changed as the papers say.
+"""Convolutional backbones: torchvision's networks without their pooling and classifier, modified as in the papers.
 
 Parameter names are torchvision's, so its weights load as they are. Shapes: B batch, C channels, H x W positions.
 """
@@ -51,10 +51,10 @@ def build_backbone(
 
     Args:
         name: one of `BACKBONES`.
-        downsampling: of the last stage: ``removed`` (the default of GCP networks), ``kept`` (the network as published;
-            GCP_D) or ``max-pool`` (a max-pooling with stride 2 before the last stage, which keeps its own stride
-            removed; GCP_M): Wang et al., CVPR 2020, supplement D and E. For AlexNet it is the last max-pooling that
-            is removed, 13 x 13 positions for 224 x 224 images, or kept.
+        downsampling: down-sampling of the last stage: ``removed`` (the default of GCP networks), ``kept`` (the network
+            as published; GCP_D) or ``max-pool`` (a max-pooling with stride 2 before the last stage, which keeps its own
+            stride removed; GCP_M): Wang et al., CVPR 2020, supplement D and E. For AlexNet it is the last max-pooling
+            that is removed (leaving 13 x 13 positions for 224 x 224 images) or kept.
         stem: ``imagenet``, or ``cifar`` for 32 x 32 images: a 3 x 3 convolution of stride 1 and no max-pooling
             (ResNets; Song et al., ECCV 2022, sec. 4.1).
         weights: ``None``, the path of a local file of torchvision weights, or torchvision's name of the weights,
@@ -67,7 +67,7 @@ def build_backbone(
     if name not in BACKBONES:
         raise ValueError(_unknown(name))
     if stem == "cifar" and not name.startswith("resnet"):
-        raise ValueError(f"backbone {name} has no stem for 32x32 images: only the ResNets have")
+        raise ValueError(f"backbone {name} has no stem for 32x32 images: only the ResNets have one")
     if name == "compact" and weights is not None:
         raise ValueError("backbone compact has no pretrained weights: leave out weights")
     if name == "alexnet_bn" and weights is not None:
@@ -104,7 +104,7 @@ def load_torchvision_weights(backbone: Backbone, name: str, weights: str) -> Non
     """
     state = {}
     for key, tensor in _torchvision_state(name, weights).items():
-        # The weights of the classifier, which is not part of the backbone, are no loss to report.
+        # The classifier is not part of the backbone, so its weights are not reported as unused.
         if not key.startswith(("fc.", "classifier.")):
             state[f"backbone.{key}"] = tensor
     initialise(nn.ModuleDict({"backbone": backbone}), state, weights, required=False)

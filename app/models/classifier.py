@@ -32,7 +32,7 @@ from app.models.pretrained import initialise, weights_for
 from app.models.training_setup import announced, check_unchanged, describe_optimizer, describe_schedule
 from app.spectral import Method, ScalarFunction
 
-# jsonargparse takes dataclasses for plain data, and accepts no class path in place of one without this.
+# Without this, jsonargparse treats dataclasses as plain data and accepts no class path in place of one.
 jsonargparse.set_parsing_settings(subclasses_enabled=[Method])
 
 OwnModule = Callable[[Any], Any]
@@ -40,15 +40,15 @@ OwnModule = Callable[[Any], Any]
 https://github.com/Lightning-AI/pytorch-lightning/issues/20591)."""
 
 NOT_SAVED = ("optimizer", "lr_scheduler", "weights", "init_from", "init_from_required")
-"""Arguments that checkpoints do not hold as hyper-parameters: the weights are there, optimizer and schedule apart."""
+"""Arguments that are not saved as hyper-parameters: a checkpoint has the weights, optimizer and schedule anyway."""
 
 
 class Classifier(pl.LightningModule):
     """An image classifier: a backbone, covariance pooling of its features, and a linear classifier.
 
-    Features are pooled by a function of their covariance, usually its square root (Song et al., ICCV 2021, appendix
-    D), or by their mean. Arguments that take an object of a class get it by its class path in YAML, such as
-    {class_path: my_module.MyMethod, init_args: {limit: 3}}, and as it is in Python.
+    Features are pooled by a function of their covariance, usually its square root (Song et al., ICCV 2021, appendix D),
+    or by their mean. An argument that takes an object is given in YAML by a class path, such as {class_path:
+    my_module.MyMethod, init_args: {limit: 3}}, and in Python by the object itself.
 
     Args:
         num_classes: number of classes; null: that of the data.
@@ -60,8 +60,8 @@ class Classifier(pl.LightningModule):
             class path of an app.spectral.Method or of a torch.nn.Module that normalises the covariance,
             (B, d, d) -> (B, d, d).
         dim: channels d of the covariance, to which a 1x1 convolution with batch norm and ReLU reduces those of the
-            backbone; several numbers: as many reductions, one after the other (256 and 128 in Wang et al., CVPR 2020);
-            null: no reduction. The classifier has d (d + 1) / 2 inputs. Not used by gap.
+            backbone; several numbers: that many reductions, one after the other (256 and 128 in Wang et al., CVPR
+            2020); null: no reduction. The classifier has d (d + 1) / 2 inputs. Not used by gap.
         meta_options: options of a meta_layer that is given by name, such as {taylor_degree: 50} or {iterations: 7}.
         spectral_dtype: precision of the covariance and of its function.
         function: function of the covariance, as the class path of an app.spectral.ScalarFunction, such as
@@ -79,16 +79,16 @@ class Classifier(pl.LightningModule):
         weight_treatment: treatment of the weight W of the pre-SVD layer: spectral (W over its largest singular value)
             or orthogonal (exp(W - W^T)); null: none. The pre-SVD layer is the convolution before the decorrelated
             batch norm, or without one the last convolution before the covariance.
-        weights: weights of the backbone: a file of torchvision's, or a name such as IMAGENET1K_V1; null: random.
+        weights: weights of the backbone: a file of torchvision weights, or a name such as IMAGENET1K_V1; null: random.
         init_from: file of the weights to start from: a checkpoint of this program, of fast-MPN-COV or
             DifferentiableSVD, or torchvision's weights; null: random weights. Layers that do not fit, such as a
-            classifier of other classes, are left as initialised and listed, and validate and test refuse to run with
-            them. From a checkpoint of this program, the command line also takes backbone and pooling, except for
-            arguments that are given on the command line itself.
-        init_from_required: whether it is an error if no backbone weight of init_from could be loaded, or a warning.
-        optimizer: any optimizer of torch; the default is the papers' SGD.
+            classifier for other classes, are left as initialised and listed, and validate and test refuse to run with
+            them. From a checkpoint of this program, train.py also takes the backbone and the pooling, except for
+            arguments that are given as flags.
+        init_from_required: true: it is an error if no backbone weight of init_from could be loaded; false: a warning.
+        optimizer: any torch optimizer; the default is the papers' SGD.
         classifier_learning_rate: learning rate of the linear classifier; null: that of the optimizer.
-        lr_scheduler: any schedule of torch, stepped once an epoch; null: the papers' decay by 10 at epochs 30 and 45.
+        lr_scheduler: any torch schedule, stepped once per epoch; null: the papers' division by 10 at epochs 30 and 45.
     """
 
     def __init__(
@@ -162,9 +162,9 @@ class Classifier(pl.LightningModule):
 
     @property
     def pre_svd_layer(self) -> nn.Conv2d | None:
-        """The convolution whose output the covariance is taken of; ``None`` for networks without a covariance.
+        """The convolution that feeds the covariance; ``None`` for networks without a covariance.
 
-        In a network with both a decorrelated batch norm and covariance pooling, it is that of the former.
+        In a network with both a decorrelated batch norm and covariance pooling, it is the one before the former.
         """
         if (convolution := decorrelated_convolution(self.backbone)) is not None:
             return convolution
@@ -193,7 +193,7 @@ class Classifier(pl.LightningModule):
         self._layers_not_loaded = report.shape_mismatches + report.missing
 
     def use_meta_layer(self, meta_layer: MetaLayer, meta_options: dict[str, Any] | None = None) -> None:
-        """Pool by another meta-layer from now on; checkpoints that are written from now on name it.
+        """Switch to another meta-layer; checkpoints written from now on name it.
 
         Raises:
             ValueError: for a wrong name or option, or a meta-layer that pools to another shape.
@@ -207,15 +207,15 @@ class Classifier(pl.LightningModule):
         if stage != "fit" and self._layers_not_loaded:
             raise ValueError(
                 f"model.init_from: the network would be evaluated with random weights: {self._layers_not_loaded[0]} "
-                f"and {len(self._layers_not_loaded) - 1} more are not in the file, or of another shape"
+                f"and {len(self._layers_not_loaded) - 1} more are not in the file, or have another shape"
             )
         names = getattr(self.trainer.datamodule, "class_names", None)  # type: ignore[attr-defined]
         if names is not None and len(names) != self.num_classes:
-            raise ValueError(f"the data has {len(names)} classes, model.num_classes is {self.num_classes}")
+            raise ValueError(f"the data have {len(names)} classes, but model.num_classes is {self.num_classes}")
         self._initial_seed = torch.initial_seed()
 
     def teardown(self, stage: str) -> None:
-        # Callbacks ask for these groups in their `setup`, for one call of the trainer.
+        # Callbacks request these groups in `setup`, for a single call of the trainer.
         self._parameters_apart.clear()
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
@@ -231,7 +231,7 @@ class Classifier(pl.LightningModule):
         _, labels = batch
         in_training = stage == "train"
         loss, logits = self.loss(batch)
-        # The same keys are logged on every process, or they would wait for each other.
+        # Every process must log the same keys; otherwise they would wait for each other forever.
         self.log(
             f"{stage}/loss",
             loss,
@@ -252,7 +252,7 @@ class Classifier(pl.LightningModule):
         return nn.functional.cross_entropy(logits, labels), logits
 
     def predict_step(self, batch: Any, batch_index: int) -> dict[str, Any]:
-        """Probabilities ``(B, K)`` of the images, beside the other entries of the batch.
+        """Probabilities ``(B, K)`` of the images, together with the other entries of the batch.
 
         Args:
             batch: a dictionary with ``images`` and entries that are passed on (our data modules: ``files`` and
@@ -289,7 +289,7 @@ class Classifier(pl.LightningModule):
         torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
 
     def give_own_parameter_group(self, parameter: nn.Parameter) -> None:
-        """Give a parameter a group of its own in the optimizer of the next `fit`; callbacks ask for it in `setup`."""
+        """Give a parameter its own group in the optimizer of the next `fit`; callbacks request it in `setup`."""
         if not any(parameter is other for other in self._parameters_apart):
             self._parameters_apart.append(parameter)
 
@@ -322,7 +322,7 @@ class Classifier(pl.LightningModule):
         try:
             optimizer = self.optimizer(self.parameter_groups())
         except ValueError:
-            # torch.optim.LBFGS takes one group only. That is enough if no group has settings of its own.
+            # torch.optim.LBFGS takes one group only. That is enough if no group has its own settings.
             if self.classifier_learning_rate is not None or self._parameters_apart:
                 raise
             optimizer = self.optimizer(list(self.parameters()))

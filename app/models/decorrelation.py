@@ -18,9 +18,9 @@ def decorrelate(backbone: nn.Module, method: Any, options: dict[str, Any] | None
 
     Args:
         backbone: changed in place.
-        method: of the inverse square root, one of `app.spectral.METHODS` or an `app.spectral.Method`.
+        method: method of the inverse square root: a name in `app.spectral.METHODS`, or an `app.spectral.Method`.
         options: other arguments of `DecorrelatedBatchNorm2d`, and options of the method, such as ``iterations``; those
-            of the method may also stand under ``options``.
+            of the method may also be given under ``options``.
 
     Raises:
         ValueError: for a network without batch norm, or a wrong method or option.
@@ -51,7 +51,7 @@ def _first_batch_norm(backbone: nn.Module) -> str:
     for name, module in backbone.named_modules():
         if isinstance(module, nn.BatchNorm2d):
             return name
-    raise ValueError("decorrelation replaces the first batch norm, and this backbone has none")
+    raise ValueError("decorrelation replaces the first batch norm, but this backbone has none")
 
 
 def _split(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

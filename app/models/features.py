@@ -1,4 +1,4 @@
-"""The interface of a backbone to the layers after it: how many channels its features have, and which layer they leave.
+"""The interface of a backbone to the layers after it: the number of channels, and the last convolution.
 
 A backbone is any `torch.nn.Module` that turns images ``(B, 3, H, W)`` into a feature map ``(B, C, h, w)`` or tokens
 ``(B, N, C)``.
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 SIDE = 64
-"""Pixels of the image that finds the number of channels: enough for a down-sampling by 32, and cheap."""
+"""Side in pixels of the image that the number of channels is found with: enough to down-sample by 32, and cheap."""
 
 
 def feature_channels(backbone: nn.Module) -> int:
@@ -28,19 +28,19 @@ def feature_channels(backbone: nn.Module) -> int:
             return channels
     try:
         features = _features_of_small_image(backbone)
-    except Exception as error:  # whatever a network of the user's raises
+    except Exception as error:  # a user's network may raise anything
         raise ValueError(
             f"the number of channels of backbone {type(backbone).__name__} is unknown: it has no attribute "
-            f"out_channels, and fails for an image of {SIDE}x{SIDE} pixels ({error})"
+            f"out_channels, and its forward pass fails for an image of {SIDE}x{SIDE} pixels ({error})"
         ) from error
     return as_feature_map(backbone, features).shape[1]
 
 
 def as_feature_map(backbone: nn.Module, features: Tensor) -> Tensor:
-    """The features as a map ``(B, C, h, w)``, to which tokens ``(B, N, C)`` are turned as ``(B, C, N, 1)``.
+    """Return the features as a map ``(B, C, h, w)``; tokens ``(B, N, C)`` become ``(B, C, N, 1)``.
 
     Raises:
-        ValueError: if they are neither, as where a backbone includes its pooling and classifier.
+        ValueError: if they are neither, for example because the backbone includes its pooling and classifier.
     """
     if isinstance(features, Tensor) and features.ndim == 4:
         return features
@@ -54,7 +54,7 @@ def as_feature_map(backbone: nn.Module, features: Tensor) -> Tensor:
 
 
 def last_convolution(backbone: nn.Module) -> nn.Conv2d | None:
-    """The convolution that the features leave, up to batch norm, addition and activation.
+    """The convolution that produces the features, up to batch norm, addition and activation.
 
     It is the last one in the order of the modules, and ``None`` for a network without convolutions.
     """

@@ -1,7 +1,7 @@
-"""Hyper-parameters of a model as plain data: checkpoints describe the objects that it was given, and never hold them.
+"""Hyper-parameters of a model as plain data: a checkpoint describes the objects that a model was given.
 
-A checkpoint is read with ``weights_only=True`` and nothing in it is executed, so it cannot bring back an object of the
-user's class. It names the class, and whoever loads it gives the object again.
+A checkpoint is read with ``weights_only=True`` and nothing in it is executed, so it cannot bring back an object of a
+user's class. It only names the class, and whoever loads it gives the object again.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import pytorch_lightning as pl
 PLAIN = (str, int, float, type(None))
 
 INSTANTIATOR = "_instantiator"
-"""The hyper-parameter by which `load_from_checkpoint` has jsonargparse make the objects that a checkpoint describes.
+"""The hyper-parameter that has `load_from_checkpoint` build, by jsonargparse, the objects that it describes.
 
-It is left out where there is such an object: nothing is made of classes that a file names.
+It is left out if there is such an object, so that no class that a file names is instantiated.
 """
 
 
@@ -44,11 +44,11 @@ def plain(value: Any) -> Any:
 
 
 def save_plain_hyperparameters(module: pl.LightningModule, objects: Mapping[str, Any], ignore: Sequence[str]) -> None:
-    """Call `save_hyperparameters` such that only plain data is saved; to be called in ``__init__``.
+    """Call `save_hyperparameters` so that only plain data is saved; to be called in ``__init__``.
 
     Args:
         module: the module under construction.
-        objects: those of its arguments that may be objects.
+        objects: names of the arguments that may be objects.
         ignore: names of arguments that are not saved at all.
 
     Raises:
@@ -68,7 +68,7 @@ def save_plain_hyperparameters(module: pl.LightningModule, objects: Mapping[str,
 
 
 def replace_hyperparameter(module: pl.LightningModule, name: str, value: Any) -> None:
-    """Save another value of a hyper-parameter, as plain data."""
+    """Replace the saved value of a hyper-parameter, as plain data."""
     description = plain(value)
     module.hparams[name] = description
     if isinstance(description, dict) and "class_path" in description:

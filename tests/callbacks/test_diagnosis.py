@@ -47,7 +47,7 @@ def test_a_spectral_layer_describes_the_reason_itself(batch):
     network.pooling.register_forward_pre_hook(lambda module, inputs: (inputs[0] * 1e30,))
     cause = diagnose(network, batch)
     assert "svd-exact pooling of 6 channels: " in cause
-    assert "the features are finite, their covariance overflows" in cause
+    assert "the features are finite, but their covariance overflows" in cause
 
 
 def test_without_a_loss_no_layer_is_named(batch):

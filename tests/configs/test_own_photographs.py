@@ -52,4 +52,4 @@ def test_a_class_more_than_the_checkpoint_has(main, photographs, capsys):
     for i in range(2):
         photograph(photographs / "zebra" / f"{i}.jpg", (9, 9, 9))
     assert main("validate", *start, "--ckpt_path", "best") == 1
-    assert "the data has 4 classes" in capsys.readouterr().err
+    assert "the data have 4 classes" in capsys.readouterr().err

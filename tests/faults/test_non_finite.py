@@ -46,7 +46,7 @@ def test_a_layer_describes_the_reason_itself(main, small, error):
         "step 2: rank 0 of 1, train/loss is nan: svd-exact pooling of 64 channels: 2 of 2 samples have non-finite "
     )
     assert message in (line := error())
-    assert "the features are finite, their covariance overflows: use spectral_dtype float64" in line
+    assert "the features are finite, but their covariance overflows: use spectral_dtype float64" in line
 
 
 @pytest.mark.parametrize("what", ["images", "gradient"])

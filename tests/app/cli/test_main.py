@@ -33,7 +33,7 @@ def read_csv(path):
         (("fit", "--config", "DEMO", "--model.dim", 65), "dim must lie between 2 and the 64 channels"),
         (("fit", "--config", "DEMO", "--model.dim", "many"), "dim: expected int or list, got many"),
         (("fit", "--config", "DEMO", "--model.meta_options.degree", 3), "isqrt-cov takes no option 'degree'"),
-        (("fit", "--config", "DEMO", "--model.num_classes", 7), "the data has 6 classes, model.num_classes is 7"),
+        (("fit", "--config", "DEMO", "--model.num_classes", 7), "the data have 6 classes, but model.num_classes is 7"),
         (("fit", "--config", "DEMO", "--data.batch_size", 0), "data.batch_size must be at least 1"),
         (("fit", "--config", "DEMO", "--model.num_classes", "null", "--data.batch_size", 0), "error: data.batch_size"),
         (("fit", "--config", "DEMO", "--data.batch_size", 100000), "fewer than data.batch_size"),

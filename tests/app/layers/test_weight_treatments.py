@@ -120,7 +120,7 @@ def test_states_with_and_without_load_into_each_other(stored, own):
     if own == stored:
         assert state.keys() == kept.keys() - {"net.bn.weight"}
     if own == "orthogonal" and stored != "orthogonal":
-        assert "exp(W - W^T) starts from it" in str(caught[0].message)
+        assert "it becomes W in exp(W - W^T)" in str(caught[0].message)
         assert torch.equal(original_weight(target), source.weight)
         return
     assert not caught

@@ -68,7 +68,7 @@ def test_a_network_without_the_option_has_not_changed():
     ("arguments", "message"),
     [
         ({"decorrelation": "zca"}, "unknown method 'zca'"),
-        ({"backbone": "alexnet"}, "replaces the first batch norm, and this backbone has none"),
+        ({"backbone": "alexnet"}, "replaces the first batch norm, but this backbone has none"),
         (
             {"decorrelation_options": {"group": 3}},
             r"takes no option 'group' .* own options are affine, eps, groups",
