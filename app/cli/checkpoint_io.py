@@ -1,4 +1,4 @@
-"""Write checkpoints whole or not at all."""
+"""Write checkpoints atomically: whole or not at all."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the checkpoint, and puts the file in its place when it is complete and on the disk.
+    """Writes to a file beside the checkpoint, and renames it when it is complete and on the disk.
 
     A process that is killed, or a disk that is full, leaves the previous checkpoint, and at most a file ``NAME.part``,
     which the next save overwrites. Lightning 2.6 writes to the system's temporary folder
-    (https://github.com/Lightning-AI/pytorch-lightning/issues/21253): from there to another file system a file can only
-    be copied, and a copy can be cut short. Files are read with ``weights_only=True``, so that nothing in them is
+    (https://github.com/Lightning-AI/pytorch-lightning/issues/21253): from there, a file can only be copied to another
+    file system, and a copy can be cut short. Files are read with ``weights_only=True``, so that nothing in them is
     executed. URLs are left to Lightning.
 
     Raises:
@@ -39,9 +39,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             _flush_folder(path.parent)
         except OSError as error:
             part.unlink(missing_ok=True)
-            kept = "there is none from before"
+            kept = "there is no previous one"
             if path.exists():
-                kept = "the one from before is kept"
+                kept = "the previous one is kept"
             raise OSError(f"checkpoint {path} could not be written: {error.strerror or error}; {kept}") from error
 
     def load_checkpoint(
@@ -56,7 +56,7 @@ def _write(checkpoint: dict[str, Any], path: Path) -> None:
         try:
             torch.save(checkpoint, file)
         except RuntimeError as error:
-            # Torch notices that a write was cut short, and hides the reason.
+            # torch notices that a write was cut short, but hides the reason.
             if isinstance(cause := error.__context__, OSError):
                 raise cause from error
             raise

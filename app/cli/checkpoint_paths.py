@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 class CheckpointPaths(pl.Callback):
-    """Lets a resumed run keep its best score where its folder was moved, or is named by another path.
+    """Lets a resumed run keep its best score if its folder was moved, or is given by another path.
 
     Lightning 2.6 compares the literal path of the folder, and forgets the scores if it differs: the next validation
     then replaces the best checkpoint, however bad it is

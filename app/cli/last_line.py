@@ -1,4 +1,4 @@
-"""The last lines of a run: how good the network is, where the files are, and an error below a progress bar."""
+"""The last lines of a run: the accuracy of the network, its files, and an error below a progress bar."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _result(trainer: pl.Trainer, best: BestCheckpoint | None) -> str:
     else:
         text = f"{trainer.current_epoch} epochs done"
         if not trainer.fit_loop.epoch_loop.val_loop._has_run:
-            text += ", no validation now"
+            text += ", no validation in this run"
     if best is not None and best.best_model_score is not None:
         text += f" (best {best.best_model_score:.4f})"
     return text
@@ -61,7 +61,7 @@ def print_predictions(trainer: pl.Trainer, writer: callbacks.PredictionWriter) -
 def end_progress_bar(trainer: pl.Trainer) -> None:
     """End the line of a progress bar that an error has interrupted, so that the error stands on a line of its own."""
     bar = trainer.progress_bar_callback
-    if not getattr(bar, "is_enabled", False):  # not every bar of the user's can be switched off
+    if not getattr(bar, "is_enabled", False):  # a user's own progress bar may have no such attribute
         return
     fitting = trainer.fit_loop.epoch_loop
     loops = (fitting, fitting.val_loop, trainer.validate_loop, trainer.test_loop, trainer.predict_loop)

@@ -24,11 +24,11 @@ def take_number_of_classes(parser: ArgumentParser, options: Namespace) -> None:
         return
     number = _number_of_classes(parser.instantiate_classes(Namespace(data=data))["data"])
     if number is not None:
-        rank_zero_info(f"model.num_classes: {number}, as the data have")
+        rank_zero_info(f"model.num_classes: {number}, taken from the data")
         arguments["num_classes"] = number
 
 
 def _number_of_classes(data: Any) -> int | None:
-    """The number of class names of a data module, or its ``num_classes``, as other projects have it."""
+    """The number of class names of a data module, or its ``num_classes``, as other projects name it."""
     names = getattr(data, "class_names", None)
     return getattr(data, "num_classes", None) if names is None else len(names)

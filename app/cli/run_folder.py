@@ -1,4 +1,4 @@
-"""The folders of runs: where a run puts its files, and where its checkpoints are found again."""
+"""The folders of runs: where a run writes its files, and where its checkpoints are found again."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from app.cli.saved_checkpoints import find_best, find_last, written
 
 
 def run_folder(options: Namespace) -> Path:
-    """Return the folder of the versions of this run (``runs/demo``), or without a logger that of Lightning's files."""
+    """Return the folder of the versions of this run (``runs/demo``), or Lightning's own folder without a logger."""
     arguments = logger_arguments(options)
     if arguments is None:
         return Path(options["trainer"].get("default_root_dir") or ".")
@@ -22,7 +22,7 @@ def run_folder(options: Namespace) -> Path:
 
 
 def find_checkpoint(which: str, options: Namespace, fitting: bool) -> str | None:
-    """Return the newest ``last`` or ``best`` checkpoint of this run: of the version that is given, else of all.
+    """Return the newest ``last`` or ``best`` checkpoint of this run: of the given version, or of all versions.
 
     A fit continues in the folder of its ``last`` checkpoint, and starts from the beginning where there is none yet.
 
@@ -92,7 +92,7 @@ def stay_in_folder_of_job(options: Namespace) -> None:
     folder = run_folder(options) / _version_folder(job)
     if (folder / "checkpoints" / "last.ckpt").exists() and not options.get("ckpt_path") and not restarted():
         raise ValueError(
-            f"job {job} has a run in {folder} already: resume it, --ckpt_path last, or give this one its own "
+            f"job {job} already has a run in {folder}: resume it with --ckpt_path last, or give this one its own "
             "--trainer.logger.name or --trainer.logger.version"
         )
 

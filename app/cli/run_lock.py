@@ -1,4 +1,4 @@
-"""Keep the folder of a run to one run at a time, and existing runs as they are."""
+"""Let only one run at a time use the folder of a run, and protect existing runs."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from pytorch_lightning.utilities import rank_zero_warn
 from app.cli.saved_checkpoints import checkpoints_in, name_pattern
 
 LOCK = ".lock"
-"""Name of the file that is locked; it stays behind, and means nothing when nobody holds the lock."""
+"""Name of the file that is locked; it is never removed, and means nothing while nobody holds the lock."""
 
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL}
-"""What file systems without locks answer."""
+"""Errors of file systems that have no locks."""
 
 OWNER_LENGTH = 200
-"""Bytes that are read of the owner's name."""
+"""Bytes of the owner's name that are read."""
 
 _held: set[int] = set()
 """Descriptors of the locks of this process."""

@@ -1,4 +1,4 @@
-"""Search folders for the best and the last checkpoint: "there is none" and "cannot look" are different answers."""
+"""Search folders for the best and the last checkpoint; a folder that cannot be searched is not an empty one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Command-line arguments of the tools: errors in one line, and checked numbers."""
+"""Command-line arguments of the tools: one-line errors, and checked numbers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class OneLineParser(argparse.ArgumentParser):
     """An argument parser of the standard library whose errors are one line."""
 
     def error(self, message: str) -> NoReturn:
-        fail(f"{message} (--help lists what there is)", status=2)
+        fail(f"{message} (--help lists the options)", status=2)
 
 
 def positive(text: str) -> int:

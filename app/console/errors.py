@@ -1,4 +1,4 @@
-"""Errors in one line: what is wrong, and what to do about it."""
+"""One-line errors: what is wrong, and what to do about it."""
 
 from __future__ import annotations
 

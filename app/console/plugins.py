@@ -1,4 +1,4 @@
-"""The option ``--import MODULE``: modules of the user's own, whose classes and methods the commands then know."""
+"""The option ``--import MODULE``: imports a user's modules, whose classes and methods the commands then know."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tables of text for terminals, reports and spreadsheets."""
+"""Text tables for terminals, reports and spreadsheets."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from app.console.files import write_file
 
 @dataclass(frozen=True)
 class Table:
-    """A table of text cells.
+    """A table whose cells are text.
 
     Attributes:
         name: file name of the CSV, without the ending.
         title: heading.
         note: explanations above the table.
         header: names of the columns.
-        rows: the cells, as many a row as the header has.
+        rows: the cells, as many per row as the header has.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Errors of threads: they end the program as if they were its own."""
+"""Errors in threads, which end the program as if they were its own."""
 
 from __future__ import annotations
 

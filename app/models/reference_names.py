@@ -39,8 +39,8 @@ def our_name(name: str, resnet: bool) -> str:
 
     Args:
         name: the name in the file, where DataParallel may have put ``module.`` anywhere.
-        resnet: whether the network is a ResNet: ``features.N`` then counts its children. AlexNet and MobileNetV2 call
-            a part of theirs `features` anyway.
+        resnet: whether the network is a ResNet, where ``features.N`` counts its children. AlexNet and MobileNetV2 have
+            a part called `features` anyway.
     """
     name = re.sub(r"\bmodule\.", "", name)
     table = {**REDUCTION, "fc": "classifier"}
