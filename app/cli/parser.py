@@ -26,7 +26,7 @@ Train image classifiers with global covariance pooling and decorrelated batch no
   python train.py predict --config configs/demo.yaml --ckpt_path best --data.predict_folder FOLDER
 
 Any value of the configuration is a flag too: --model.meta_layer svd-pade, --trainer.max_epochs 20.
---import MODULE, given any number of times, first imports a module of your own, so that the methods and classes that it
+--import MODULE, which may be repeated, first imports a module of your own, so that the methods and classes that it
 registers or defines are known by their short names."""
 
 BASES = (pl.LightningModule, pl.LightningDataModule, pl.Callback, Logger, Optimizer, LRScheduler)
@@ -46,7 +46,7 @@ class Parser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if wants_traceback() and ex is not None:
             raise ex
-        # An error of a configuration file is raised by the main parser, and names that of the subcommand.
+        # An error in a configuration file is raised by the main parser, and carries the parser of the subcommand.
         parser = getattr(ex, "subcommand_parser", self)
         # The parsers of the classes have no command line of their own.
         fail(explain(message, getattr(self, "args", []), list(parser._option_string_actions)), status=2)
@@ -63,7 +63,7 @@ def config_files(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 def explain(message: str, arguments: Sequence[str], flags: Sequence[str]) -> str:
     """Return a message of jsonargparse as one line that says what to do.
 
-    Messages that no rule is for are returned as they are, in one line.
+    Messages that no rule matches are returned unchanged, in one line.
 
     Args:
         message: the message.
@@ -103,7 +103,7 @@ def _type_error(text: str, arguments: Sequence[str]) -> str:
     """
     if match := re.match(r'Parser key "([^"]+)": ?', text):
         key = match[1]
-        # The dashes make plain that it is a flag and not a key of the file.
+        # The dashes make clear that it is a flag and not a key of the file.
         if f"--{key}" in [argument.partition("=")[0] for argument in arguments]:
             key = f"--{key}"
         text = f"{key}: {text[match.end() :].removeprefix('- ')}"
