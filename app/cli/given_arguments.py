@@ -29,7 +29,7 @@ def given_model_keys(parser: LightningArgumentParser, options: Namespace, argume
     for value in models:
         if Path(value).is_file() or not all(part.isidentifier() for part in value.split(".")):
             raise ValueError(
-                "with --ckpt_path or init_from, give single values of the model (--model.KEY VALUE), not it as a whole"
+                "with --ckpt_path or init_from, give single values of the model (--model.KEY VALUE), not all of it"
             )
 
     def parse(init_args: Namespace) -> Namespace:
@@ -45,7 +45,7 @@ def given_model_keys(parser: LightningArgumentParser, options: Namespace, argume
     classes = class_paths(options["model"].get("init_args") or Namespace())
     with_classes = parse(classes).get("init_args") or Namespace()
     unchanged = [key for key in vars(classes) if with_classes.get(key) == classes[key]]
-    # A class that is given just as the files have it has changed nothing above, but is seen here.
+    # A class that is given exactly as in the files has changed nothing above, but is noticed here.
     for key in unchanged:
         del classes[key]
     given = parse(classes)

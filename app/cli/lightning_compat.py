@@ -1,7 +1,7 @@
 """Workarounds for Lightning that the command line needs; those of models and callbacks are beside them.
 
 Each names the version that it is for and the upstream issue. The tests in tests/app/cli/test_lightning_compat.py fail
-once Lightning is mended, and the workaround can go.
+once Lightning is fixed, and the workaround can go.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pytorch_lightning.plugins.precision import DoublePrecision, HalfPrecision
 from app.console.files import write_file
 
 PATIENCE = 5.0
-"""Seconds that the processes of a failed run have to print their own error and end."""
+"""Seconds that the processes of a failed run are given to print their own error and end."""
 
 UNFOUNDED_WARNINGS = (
     # Lightning 2.6 with torch >= 2.12: its own use of a deprecated name of torch
@@ -33,15 +33,15 @@ UNFOUNDED_WARNINGS = (
     ".*LeafSpec.*",
     # Advice that does not hold for data in memory; no issue found.
     ".*does not have many workers.*",
-    # Our sampler resumes mid-epoch, which Lightning 2.6 only believes of loaders that keep the position themselves
-    # (https://github.com/Lightning-AI/pytorch-lightning/issues/18780).
+    # Our sampler resumes mid-epoch, but Lightning 2.6 recognises that only in loaders that keep their position
+    # themselves (https://github.com/Lightning-AI/pytorch-lightning/issues/18780).
     ".*your dataloader is not resumable.*",
 )
 """Texts of warnings of Lightning that do not apply to this program."""
 
 
 def ignore_unfounded_warnings() -> None:
-    """Keep `UNFOUNDED_WARNINGS` from the user."""
+    """Hide the warnings in `UNFOUNDED_WARNINGS`."""
     for text in UNFOUNDED_WARNINGS:
         warnings.filterwarnings("ignore", message=text)
 
@@ -78,7 +78,7 @@ def end_child_processes(trainer: pl.Trainer) -> None:
 
 
 def leave_process_group() -> None:
-    """End the communication of a run that went well.
+    """End the communication between the processes of a successful run.
 
     Lightning 2.6 does so for NCCL only (https://github.com/Lightning-AI/pytorch-lightning/pull/19931). A process that
     ends while the threads of gloo are alive may be aborted on its way out
@@ -92,8 +92,8 @@ def allocation_without_srun() -> bool:
     """Return whether the trainer cannot be made because a SLURM allocation is used without ``srun``.
 
     Lightning 2.6 takes such an allocation for a job step, and fails with the name of an environment variable or of a
-    SLURM option (https://github.com/Lightning-AI/pytorch-lightning/issues/19762). It cannot be checked before: a single
-    process runs there, and only Lightning knows how many processes ``auto`` devices are.
+    SLURM option (https://github.com/Lightning-AI/pytorch-lightning/issues/19762). It cannot be checked beforehand: a
+    single process is fine there, and only Lightning knows how many processes ``auto`` devices stand for.
     """
     return SLURMEnvironment.detect() and "SLURM_PROCID" not in os.environ
 
@@ -101,15 +101,17 @@ def allocation_without_srun() -> bool:
 def refuse_checkpoint_of_requeue(options: Any) -> None:
     """Raise an error if Lightning would load a checkpoint that was not asked for.
 
-    In a SLURM job, Lightning 2.6 resumes from what its own requeue left in the root folder, whichever job and model
-    that is of (https://github.com/Lightning-AI/pytorch-lightning/issues/12369).
+    In a SLURM job, Lightning 2.6 resumes from what its own requeue left in the root folder, whichever job and model it
+    belongs to (https://github.com/Lightning-AI/pytorch-lightning/issues/12369).
 
     Raises:
         ValueError: if there is such a file.
     """
     left = sorted(Path(options["trainer"].get("default_root_dir") or ".").glob("hpc_ckpt_*.ckpt"))
     if left and SLURMEnvironment.detect():
-        raise ValueError(f"{left[0]} would be loaded, wherever it is from: move it away, or resume with --ckpt_path")
+        raise ValueError(
+            f"{left[0]} would be loaded, whichever run it is from: move it away, or resume with --ckpt_path"
+        )
 
 
 class LoopCounters(pl.Callback):
@@ -153,7 +155,7 @@ def repair_epoch_counters(checkpoint: dict[str, Any]) -> None:
 def begin_epoch_anew(trainer: pl.Trainer) -> None:
     """Begin the next epoch, if the checkpoint was saved between two epochs.
 
-    With ``max_steps`` Lightning 2.6 believes that every resumed run restarts mid-epoch. After `repair_epoch_counters`
+    With ``max_steps``, Lightning 2.6 assumes that every resumed run restarts mid-epoch. After `repair_epoch_counters`
     it would end the epoch that it is about to begin (https://github.com/Lightning-AI/pytorch-lightning/issues/19617).
     """
     epochs = trainer.fit_loop.epoch_progress.current

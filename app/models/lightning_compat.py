@@ -1,7 +1,7 @@
-"""Workarounds for Lightning that belong to the model, so that also plain `pytorch_lightning.Trainer` trains it right.
+"""Workarounds for Lightning that belong to the model, so that a plain `pytorch_lightning.Trainer` trains it correctly.
 
 All others are in `app.cli.lightning_compat`. The tests in tests/app/models/test_lightning_compat.py fail once Lightning
-is mended, and the workaround can go.
+is fixed, and the workaround can go.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
 NEVER = 2**62
-"""As the frequency of a schedule: Lightning leaves it alone."""
+"""A frequency with which Lightning never steps a schedule."""
 
 
 def batch_size_to_log(labels: Tensor) -> int:
