@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
+from app.console.text import brief, printable
 from app.models.reference_names import classifier_on_upper_triangle, our_name
 from app.models.torch_files import read_state_dict
 
@@ -14,18 +15,18 @@ COUNTERS = "num_batches_tracked"
 """Counters of batch norm that older files do not have; nothing depends on them."""
 
 LISTED = 8
-"""Number of names that a line of the report holds at most."""
+"""Largest number of names in a line of the report."""
 
 
 @dataclass
 class LoadingReport:
-    """The names of the tensors that were loaded from a file, and of those that were not, by the reason.
+    """The names of the tensors that were loaded from a file, and of those that were not, by reason.
 
     Attributes:
         loaded: names of the tensors that were loaded.
-        shape_mismatches: of those with another shape in the file, with both shapes.
-        missing: of those that the file does not hold, or whose layer it holds only in part.
-        unused: of the tensors in the file that the network does not have.
+        shape_mismatches: those that have another shape in the file, with both shapes.
+        missing: those that the file does not hold, or whose layer it holds only in part.
+        unused: the tensors in the file that the network does not have.
     """
 
     loaded: list[str] = field(default_factory=list)
@@ -44,11 +45,14 @@ def initialise(network: nn.Module, state: dict[str, Tensor], path: str, *, requi
         required: raise an error if no backbone weight could be loaded; false: warn.
 
     Raises:
-        ValueError: if no weight fits the backbone, and it is required.
+        ValueError: if no weight fits the backbone, and it is required; or if weights are of another kind of numbers.
     """
-    report = load_fitting(network, state)
+    try:
+        report = load_fitting(network, state)
+    except ValueError as error:
+        raise ValueError(f"model.init_from: {path}: {error}") from error
     if not _loaded_into_backbone(network, report):
-        example = f"it holds {next(iter(state), 'nothing')}, the network {next(iter(network.state_dict()))}"
+        example = f"it holds {brief(next(iter(state), 'nothing'))}, the network {next(iter(network.state_dict()))}"
         message = f"nothing of {path} fits this backbone ({example})"
         if required:
             raise ValueError(f"model.init_from: {message}: choose its backbone, or --model.init_from_required false")
@@ -58,8 +62,16 @@ def initialise(network: nn.Module, state: dict[str, Tensor], path: str, *, requi
 
 
 def load_fitting(network: nn.Module, state: dict[str, Tensor]) -> LoadingReport:
-    """Load the layers whose names and shapes fit, and leave the others as they are."""
+    """Load the layers whose names and shapes fit, and leave the others as they are.
+
+    Raises:
+        ValueError: if weights are whole numbers in one of the two; torch would convert them without a word.
+    """
     own, report = network.state_dict(), LoadingReport()
+    for name, tensor in own.items():
+        if name in state and state[name].is_floating_point() != tensor.is_floating_point():
+            kinds = f"{state[name].dtype} in the file, {tensor.dtype} here".replace("torch.", "")
+            raise ValueError(f"{name} is of another kind of numbers ({kinds})")
     mismatching = [name for name, tensor in own.items() if name in state and state[name].shape != tensor.shape]
     # A weight without its bias, or a reduction without its batch norm, is worse than an initialised layer.
     partially_matching = {_layer(name) for name in mismatching}
@@ -97,19 +109,38 @@ def weights_for(network: nn.Module, path: str, *, resnet: bool) -> dict[str, Ten
         ValueError: if the file cannot be read safely.
     """
     try:
-        state = {our_name(name, resnet): value for name, value in read_state_dict(path).items()}
+        state = _under_our_names(read_state_dict(path), path, resnet)
     except ValueError as error:
         raise ValueError(f"model.init_from: {error}: give another file, or null for random weights") from error
     name = "classifier.weight"
     if name in state and state[name].ndim == 2:
-        state[name] = classifier_on_upper_triangle(state[name], network.get_parameter(name).shape[1])
+        classes, inputs = network.get_parameter(name).shape
+        if state[name].shape[0] == classes:  # one of other classes is not loaded, and may be of any size
+            state[name] = classifier_on_upper_triangle(state[name], inputs)
+    return state
+
+
+def _under_our_names(stored: dict[str, Tensor], path: str, resnet: bool) -> dict[str, Tensor]:
+    """The tensors of a file by the names that they have here.
+
+    Raises:
+        ValueError: if two of them have the same name here.
+    """
+    state: dict[str, Tensor] = {}
+    origin: dict[str, str] = {}
+    for name, tensor in stored.items():
+        here = our_name(name, resnet)
+        if here in state:
+            both = f"{brief(origin[here])} and {brief(name)}"
+            raise ValueError(f"{path} holds two tensors for {brief(here)}: {both}, of which only one can be right")
+        state[here], origin[here] = tensor, name
     return state
 
 
 def print_report(report: LoadingReport, path: str) -> None:
     """Print what was loaded from a file; warn if a part of the backbone was not, or was not used."""
     parts = sorted({name.split(".")[0] for name in report.loaded})
-    rank_zero_info(f"{path}: loaded {len(report.loaded)} tensors of {', '.join(parts) or 'nothing'}")
+    rank_zero_info(f"{printable(path)}: loaded {len(report.loaded)} tensors of {', '.join(parts) or 'nothing'}")
     _print_names(f"{path}: of another shape, not loaded", report.shape_mismatches)
     _print_names(f"{path}: left as initialised", report.missing)
     _print_names(f"{path}: in the file, not used", report.unused)
@@ -118,7 +149,8 @@ def print_report(report: LoadingReport, path: str) -> None:
 def _print_names(title: str, names: list[str]) -> None:
     if not names:
         return
-    line = f"{title}: {', '.join(names[:LISTED])}"
+    # Names come from a file, and may be of any length and hold control characters.
+    line = f"{printable(title)}: {', '.join(brief(name, 200) for name in names[:LISTED])}"
     if len(names) > LISTED:
         line += f" and {len(names) - LISTED} more"
     if any(name.startswith("backbone.") for name in names):

@@ -10,7 +10,7 @@ this part (``optimizer``: ``SGD``); a key with a dot is a setting of that part (
 A callback that changes the training announces this itself, by an attribute or property ``training_setup`` that is a
 dictionary of the same form, such as ``{"OptimalLearningRate": "in use"}``: the key is the name of its class, the value
 any text that is equal in two runs that may resume each other. It must be there when the callback's `setup` has run. A
-part that is not there counts as ``not in use``, as older checkpoints say in full.
+part that is not there counts as ``not in use``, which older checkpoints state explicitly.
 """
 
 from __future__ import annotations
@@ -21,6 +21,11 @@ from typing import Any
 import pytorch_lightning as pl
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+
+from app.console.text import brief
+
+LISTED = 8
+"""Number of differences that a message names at most."""
 
 ABSENT = "not in use"
 """The value of a part or setting that a description does not hold."""
@@ -43,7 +48,7 @@ def describe_schedule(scheduler: LRScheduler) -> dict[str, str]:
     """The class of a schedule and its settings; to be called before its first step."""
     description = {"lr_scheduler": type(scheduler).__name__}
     for key, value in scheduler.state_dict().items():
-        # A function of the user's has no text that is the same in another process.
+        # A user's function has no text that is the same in another process.
         if not key.startswith("_") and key not in DERIVED and not callable(value):
             description[f"lr_scheduler.{key}"] = repr(value)
     return description
@@ -66,8 +71,10 @@ def check_unchanged(stored: dict[str, str], here: dict[str, str]) -> None:
     changed = [key for key in sorted(stored.keys() | here.keys()) if _value(stored, key) != _value(here, key)]
     parts = [key for key in changed if "." not in key]
     differences = []
-    for key in parts or changed:
-        differences.append(f"{key}: {_value(stored, key)} in the checkpoint, {_value(here, key)} now")
+    for key in (parts or changed)[:LISTED]:
+        differences.append(f"{brief(key)}: {brief(_value(stored, key))} in the checkpoint, {_value(here, key)} now")
+    if len(parts or changed) > LISTED:
+        differences.append(f"and {len(parts or changed) - LISTED} more")
     if differences:
         raise ValueError(
             f"cannot resume with another optimizer, schedule or treatment ({'; '.join(differences)}): "

@@ -149,7 +149,7 @@ class SVDTopN(Method):
         positive_integer("topn", self.topn, maximum=10**6)
 
     def forward_function(self, f: ScalarFunction) -> ScalarFunction:
-        if not f.defined_at_zero or f.value(torch.zeros(1)).item() != 0:
+        if not f.defined_at_zero or f.value(torch.zeros(1, device="cpu")).item() != 0:
             raise ValueError("svd-topn sets eigenvalues to zero, where this function is not defined, or not zero")
         return f
 

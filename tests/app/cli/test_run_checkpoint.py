@@ -41,7 +41,7 @@ def test_damaged_and_invalid_checkpoints(main, demo, capsys, trained, tmp_path):
 
 GOOD = {
     "state_dict": {}, "hyper_parameters": {"_class_path": "Classifier"}, "pytorch-lightning_version": "2.6",
-    "loops": {"fit_loop": {}, "test_loop": {}}, "optimizer_states": [], "lr_schedulers": [],
+    "loops": {"fit_loop": {}, "test_loop": {}}, "optimizer_states": [], "lr_schedulers": [], "callbacks": {},
 }  # fmt: skip
 COUNTERS = {"total": {}, "current": {}}
 

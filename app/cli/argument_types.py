@@ -1,0 +1,74 @@
+"""Whether a plain value is of the type of an argument.
+
+A configuration is parsed by jsonargparse, which makes objects of what names a class. The values in a checkpoint come
+from anybody, so they never get there before they are known to be plain data of the argument's type.
+"""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+LARGEST = 2**31
+"""Bound of whole numbers: they are sizes, or numbers of steps."""
+
+
+def argument_types(function: Callable[..., Any]) -> dict[str, Any]:
+    """Return the types of the arguments of a class or function, as far as they have any."""
+    if inspect.isclass(function):
+        function = function.__init__
+    try:
+        return get_type_hints(function)
+    except Exception:  # Of a function of the user's, whose annotations may name what cannot be imported.
+        return {}
+
+
+def accepts(kind: Any, value: Any) -> bool:
+    """Return whether plain data is of a type; types of objects accept nothing.
+
+    >>> accepts(int | None, 3), accepts(int | None, "3")
+    (True, False)
+    """
+    origin, arguments = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return _is_bounded(value)
+    if kind is None or kind is type(None):
+        return value is None
+    if kind is bool or kind is str:
+        return type(value) is kind
+    if kind is int:
+        return type(value) is int and _is_bounded(value)
+    if kind is float:
+        return type(value) in (int, float)
+    if origin is Literal:
+        return any(value == option and type(value) is type(option) for option in arguments)
+    if origin in (Union, types.UnionType):
+        return any(accepts(option, value) for option in arguments)
+    return _accepts_container(origin or kind, arguments, value)
+
+
+def _accepts_container(origin: Any, arguments: tuple[Any, ...], value: Any) -> bool:
+    if origin in (dict, Mapping):
+        keys, values = arguments or (Any, Any)
+        if not isinstance(value, dict):
+            return False
+        return all(accepts(keys, key) and accepts(values, entry) for key, entry in value.items())
+    if origin in (list, tuple, Sequence):
+        if not isinstance(value, list | tuple):
+            return False
+        entry_kind = arguments[0] if arguments else Any
+        return all(accepts(entry_kind, entry) for entry in value)
+    return False
+
+
+def _is_bounded(value: Any) -> bool:
+    """Return whether a value of unknown type is plain, with whole numbers of a sane size."""
+    if isinstance(value, dict):
+        return all(_is_bounded(key) and _is_bounded(entry) for key, entry in value.items())
+    if isinstance(value, list | tuple):
+        return all(map(_is_bounded, value))
+    if type(value) is int:
+        return abs(value) < LARGEST
+    return value is None or isinstance(value, bool | float | str)
