@@ -11,11 +11,12 @@ import pytorch_lightning as pl
 import torch
 from PIL import Image
 from pytorch_lightning.overrides.distributed import UnrepeatedDistributedSampler
-from pytorch_lightning.utilities import rank_zero_info
+from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from datamodules.loader_workers import obey_the_main_process_only
+from datamodules.class_names import describe_renamed_classes
+from datamodules.loader_workers import check_room_for_queues, obey_the_main_process_only
 from datamodules.prediction_folder import PredictionFolder, collate_predictions
 from datamodules.resumable_sampler import ResumableSampler, SeededDataset
 from datamodules.training_position import TrainingList, TrainingPosition
@@ -98,8 +99,8 @@ class ImageDataModule(pl.LightningDataModule):
         # A smaller last batch would have noisier statistics, and other shapes on several processes.
         return self._loader(SeededDataset(self.train_set), sampler=sampler, drop_last=True)
 
-    def state_dict(self) -> dict[str, int | str | None]:
-        """The `TrainingPosition`, for a checkpoint."""
+    def state_dict(self) -> dict[str, Any]:
+        """The `TrainingPosition` and the names of the classes, for a checkpoint."""
         loop = self.trainer.fit_loop  # type: ignore[union-attr]
         batches = loop.epoch_loop.batch_progress.current.processed
         position = TrainingPosition(
@@ -112,17 +113,22 @@ class ImageDataModule(pl.LightningDataModule):
         state = asdict(position)
         if self._training_list is not None:
             state.update(asdict(self._training_list))
+        state["class_names"] = list(self.class_names)
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Resume where a checkpoint was written.
+        """Resume where a checkpoint was written; in evaluation and prediction, compare the names of the classes.
 
         Raises:
             ValueError: if that is mid-epoch, and batch size or training images are not those of the checkpoint.
         """
         if not self.trainer.training:  # type: ignore[union-attr]
-            return  # evaluation and prediction draw nothing, and may use other images
-        position = TrainingPosition(**state_dict)
+            # Evaluation and prediction draw nothing, and may use other images, but of the same classes.
+            difference = describe_renamed_classes(state_dict.get("class_names"), self.class_names)
+            if difference is not None:
+                rank_zero_warn(f"the checkpoint's classes are not those of the data: {difference}")
+            return
+        position = TrainingPosition.from_state(state_dict)
         position.check(self.batch_size, self._list_training_images())
         if position.seed != self.seed:
             rank_zero_info(f"seed_everything: the seed of the checkpoint is used, {position.seed}, not {self.seed}")
@@ -160,6 +166,8 @@ class ImageDataModule(pl.LightningDataModule):
     ) -> DataLoader[Any]:
         if self.batch_size % self._processes:
             raise ValueError(f"data.batch_size {self.batch_size} does not divide among {self._processes} processes")
+        if self.num_workers:
+            check_room_for_queues(self.num_workers)
         return DataLoader(
             dataset,
             batch_size=self.batch_size // self._processes,

@@ -1,10 +1,31 @@
-"""How loader processes answer signals."""
+"""Loader processes: what they need to start, and how they answer signals."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import threading
+from typing import Any
+
+
+def check_room_for_queues(workers: int) -> None:
+    """Check that there is shared memory for the queues of some loader processes.
+
+    torch 2.14 would fail halfway, with an error that does not name shared memory and another one from the destructor of
+    its half-built loader.
+
+    Raises:
+        RuntimeError: if there is not.
+    """
+    queues: list[Any] = []
+    try:
+        for _ in range(workers + 1):  # one for each process, and one for what they load
+            queues.append(multiprocessing.Queue())
+    except OSError as error:
+        raise RuntimeError(
+            f"no room in shared memory (/dev/shm) for the queues of {workers} loader processes: {error.strerror}"
+        ) from error
 
 
 def obey_the_main_process_only(_: int) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, dataclass, fields
+from typing import Any
 
 from pytorch_lightning.utilities import rank_zero_warn
 
@@ -51,6 +52,21 @@ class TrainingPosition:
     epoch_is_complete: int
     images: int | None = None
     fingerprint: str | None = None
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> TrainingPosition:
+        """The position in the state of a data module, which holds other entries too.
+
+        Raises:
+            ValueError: if one is missing.
+        """
+        known: dict[str, Any] = {}
+        for field in fields(cls):
+            if field.name in state:
+                known[field.name] = state[field.name]
+            elif field.default is MISSING:
+                raise ValueError(f"the checkpoint does not say {field.name} of its training data: it is damaged")
+        return cls(**known)
 
     def check(self, batch_size: int, training_list: TrainingList | None) -> None:
         """Check that a run can be resumed here.

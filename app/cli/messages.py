@@ -9,19 +9,23 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from app.console.errors import SELF_EXPLANATORY, describe, wants_traceback
 
 MEANINGS = {
+    # Of torch and our data modules. It stands before the next one, which a bus error matches too.
+    r"shared memory|</torch_\d+_\d+": "shared memory (/dev/shm) is full or missing, by which loader "
+    "processes hand over their images: give a container more of it (docker run --shm-size 8g), or load without "
+    "processes: --data.num_workers 0",
     # Of torch's loader; mostly the system killed the process because memory ran out.
-    r"DataLoader worker .* (is killed by signal|exited unexpectedly)": "a loader process was killed: where memory ran "
+    r"DataLoader worker .* (is killed by signal|exited unexpectedly)": "a loader process was killed: if memory ran "
     "out, lower data.num_workers or data.batch_size",
     # Of gloo and NCCL, on every process that is left when one has died.
     r"Connection (closed|reset) by peer|Broken pipe|[Tt]imed out|[Tt]imeout": "another process of the run died or "
-    "hangs; its own message, if it had one, is among these lines",
+    "hangs; its own message, if any, is among these lines",
     # Of Lightning, where the command line adds a callback that the configuration has already.
     r"more than one stateful callback of type": "a callback is in trainer.callbacks twice: give it once",
 }
 """Meanings of errors of torch and Lightning, by a pattern of their text."""
 
 SHAPES = re.compile(r"size mismatch for (\S+):.*?torch\.Size\((\[.*?\])\).*?torch\.Size\((\[.*?\])\)")
-"""Torch's words for one tensor of another shape: its name, its shape in the file and its shape here."""
+"""Torch's message about a tensor with a shape mismatch: its name, its shape in the file and its shape here."""
 
 
 def explain(error: Exception) -> str:
@@ -38,7 +42,7 @@ def explain(error: Exception) -> str:
 
 
 def _constructor_error(error: Exception) -> Exception:
-    """Return the error that a constructor raised, out of the one that jsonargparse 4.53 wraps it in.
+    """Return the error that a constructor raised, unwrapped from the one that jsonargparse 4.53 raises.
 
     As a model may also be null for jsonargparse, its message is a list of alternatives with the whole configuration.
     """

@@ -86,11 +86,14 @@ def test_plain_lightning_resumes_with_the_seed_of_the_checkpoint(small, tmp_path
     assert fit(tmp_path, data, seed=2) == fit(tmp_path, small(), seed=2) != whole
 
 
-def test_a_checkpoint_holds_plain_types(small, tmp_path, environment):
+def test_a_checkpoint_holds_plain_types(small, tmp_path, environment, mini):
     fit(tmp_path, small(), seed=1)
     state = torch.load(tmp_path / "step=5.ckpt", weights_only=True)["CIFAR10"]
     assert len(state.pop("fingerprint")) == 32
-    assert state == {"seed": 1, "epoch": 1, "batches": 2, "batch_size": 3, "epoch_is_complete": 0, "images": 9}
+    assert state == {
+        "seed": 1, "epoch": 1, "batches": 2, "batch_size": 3, "epoch_is_complete": 0, "images": 9,
+        "class_names": sorted(mini.classes),
+    }  # fmt: skip
 
 
 def training_list(data):
