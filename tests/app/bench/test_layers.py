@@ -156,6 +156,9 @@ def test_sizes_by_default_and_in_full():
         ("--methods nonsense", "argument --methods: invalid choice: 'nonsense'"),
         ("--device nonsense", "--device: there is no 'nonsense' with float64 here"),
         ("--csv no/such/folder/file.csv", "--csv: there is no folder no/such/folder"),
+        ("--csv /tmp", "--csv: /tmp is a folder: give a file"),
+        ("--csv /proc/file.csv", "--csv: /proc/file.csv cannot be written: "),
+        ("--csv /dev/null/file.csv", "--csv: there is no folder /dev/null"),
         ("--dtype float16", "argument --dtype: invalid choice: 'float16'"),
     ],
 )

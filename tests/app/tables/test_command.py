@@ -1,17 +1,22 @@
 """The command ``python -m app.tables``."""
 
 import csv
+import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import skimage.data
 import torch
 
+from app.console.table import Table
 from app.spectral import METHODS
 from app.tables import __main__ as command
 from app.tables import layer_errors
+from app.tables.photographs import feature_maps
 
 
 @pytest.fixture
@@ -44,12 +49,49 @@ def test_overflow_is_said_not_raised():
     assert layer_errors._errors((Q, Q * torch.inf), [(np.ones((2, 2)), np.ones((2, 2)))]) == ["0", "overflow"]
 
 
-def test_bad_folder_ends_in_one_line(tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("folder", "message"),
+    [
+        ("file", "file cannot be used as a folder"),
+        ("file/a/b", "file/a/b cannot be used as a folder"),
+        ("/proc/none", "/proc/none cannot be written"),
+    ],
+)
+def test_bad_folder_ends_in_one_line(folder, message, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     with pytest.raises(SystemExit) as stop:
-        command.main(["--csv", str(tmp_path / "file")])
+        command.main(["--csv", str(tmp_path / folder)])
     assert stop.value.code == 2
-    assert "error: --csv" in capsys.readouterr().err.splitlines()[-1]
+    captured = capsys.readouterr()
+    assert captured.out == ""  # before any table is computed
+    (error,) = captured.err.splitlines()
+    assert error.startswith("error: --csv: ")
+    assert message in error
+
+
+def test_an_error_leaves_the_older_file(tmp_path, capsys, monkeypatch):
+    (tmp_path / "bounds.csv").write_text("old")
+    table = Table("bounds", "", "", ["a"], [["1"]])
+    monkeypatch.setattr(command, "tables", lambda: [table])
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(SystemExit) as stop:
+        command.main(["--csv", str(tmp_path)])
+    assert stop.value.code == 1
+    assert "bounds.csv cannot be written: No space left on device; the previous file is kept" in capsys.readouterr().err
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"bounds.csv": "old"}
+
+
+def full(_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_photograph_that_cannot_be_read_is_named(monkeypatch):
+    def missing():
+        raise KeyError("registry")
+
+    monkeypatch.setattr(skimage.data, "moon", missing)
+    with pytest.raises(OSError, match="the photograph moon of scikit-image could not be read: 'registry'"):
+        feature_maps(2)
 
 
 def test_the_help_loads_nothing_heavy():
