@@ -39,7 +39,7 @@ def test_a_full_disk_while_saving(main, small, disk, error):
     # So that it saves before it logs again.
     rarely = ("--trainer.log_every_n_steps", 100, "--last.every_n_steps", 6)
     assert main(*small.start, *logger, *rarely, *small.fault("Fill", step=5, folder=folder)) == 1
-    assert re.search(r"\.ckpt could not be written: No space left on device; the one from before is kept", error())
+    assert re.search(r"\.ckpt could not be written: No space left on device; the previous one is kept", error())
     checkpoints = folder / "run/version_0/checkpoints"
     assert {path.name for path in checkpoints.iterdir()} == {"best.ckpt", "last.ckpt"}
     assert torch.load(checkpoints / "last.ckpt", weights_only=True)["epoch"] == 0
@@ -90,7 +90,7 @@ def test_a_write_that_is_cut_short_keeps_the_previous_file(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
-        with pytest.raises(OSError, match=r"last.ckpt could not be written: File too large; the one from before is"):
+        with pytest.raises(OSError, match=r"last.ckpt could not be written: File too large; the previous one is"):
             io.save_checkpoint({"epoch": 2, "state_dict": {"a": torch.zeros(100_000)}}, path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

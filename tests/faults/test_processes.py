@@ -10,7 +10,7 @@ pytestmark = pytest.mark.slow  # real processes, signals and time-outs
 
 def test_a_loader_process_that_is_killed(main, small, tmp_path, error):
     assert main(*small.start, "--data.num_workers", 1, *small.fault("KillWorker", step=5)) == 1
-    assert "a loader process was killed: where memory ran out, lower data.num_workers" in error()
+    assert "a loader process was killed: if memory ran out, lower data.num_workers" in error()
     assert small.read(tmp_path)["epoch"] == 0
 
 

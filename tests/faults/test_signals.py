@@ -171,12 +171,12 @@ def test_a_second_run_of_a_job_does_not_replace_the_first(main, small, tmp_path,
     short = (*small.start, "--trainer.max_epochs", 1)
     assert main(*short) == 0
     assert main(*short, "--model.meta_layer", "gap") == 1
-    assert "job 77 has a run in runs/run/version_77 already: " in error()
+    assert "job 77 already has a run in runs/run/version_77: " in error()
     assert main(*short, "--model.meta_layer", "gap", "--trainer.logger.version", 1) == 0
     # A file as Lightning's own requeue leaves it.
     small.last(tmp_path, 77).rename(tmp_path / "hpc_ckpt_1.ckpt")
     assert main("validate", *small.start[1:]) == 1
-    assert "hpc_ckpt_1.ckpt would be loaded, wherever it is from" in error()
+    assert "hpc_ckpt_1.ckpt would be loaded, whichever run it is from" in error()
 
 
 def test_a_warning_does_not_requeue_a_test(main, small, tmp_path, job):

@@ -181,10 +181,10 @@ def test_the_last_line_where_nothing_is_validated(main, demo, capsys):
         assert main("fit", *never, *arguments) == 0
         return capsys.readouterr().out.strip().splitlines()[-1]
 
-    assert last_line("--trainer.max_epochs", 1).startswith("1 epochs done, no validation now")
+    assert last_line("--trainer.max_epochs", 1).startswith("1 epochs done, no validation in this run")
     # it is finished already
     again = last_line("--trainer.max_epochs", 1, "--ckpt_path", "last")
-    assert again.startswith("1 epochs done, no validation now")
+    assert again.startswith("1 epochs done, no validation in this run")
     assert last_line("--trainer.max_epochs", 0) == "no epoch was finished (max_epochs 0)"
 
 
