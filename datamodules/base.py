@@ -1,4 +1,4 @@
-"""Base of the data modules: global batch size, loaders, and resuming mid-epoch."""
+"""The base class of all data modules: global batch size, loaders, and resuming mid-epoch."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from datamodules.training_position import TrainingList, TrainingPosition
 
 
 class ImageDataModule(pl.LightningDataModule):
-    """Base of the data modules.
+    """The base class of all data modules.
 
     A subclass sets `class_names` in its constructor or as a property, `train_set`, `val_set` and `test_set` in `setup`,
     and defines `evaluate_transform`.
 
-    Order and augmentation of the training images depend on `seed` and the epoch only (`ResumableSampler`). A checkpoint
-    says how far into its epoch the run was: a resumed run continues with the next image, repeats none and leaves none
-    out, also on another number of processes.
+    The order and augmentation of the training images depend only on `seed` and the epoch (`ResumableSampler`). A
+    checkpoint says how far into its epoch the run was: a resumed run continues with the next image, repeats none and
+    leaves none out, even on another number of processes.
 
     Args:
         batch_size: images per step over all processes together; each process takes its share.
@@ -38,7 +38,7 @@ class ImageDataModule(pl.LightningDataModule):
         predict_folder: folder of images for `predict`, searched recursively.
 
     Attributes:
-        class_names: one name a label; known before `setup`, because the model may take its number of classes from it.
+        class_names: one name per label; known before `setup`, because the model may take its number of classes from it.
         resumes_inside_epochs: whether a run can be resumed from a mid-epoch checkpoint.
         collate: makes a batch of training or evaluation from its items.
         apply_orientation: whether image files are turned upright that their camera has marked otherwise.
@@ -88,10 +88,10 @@ class ImageDataModule(pl.LightningDataModule):
         images = len(self.train_set)  # type: ignore[arg-type]
         if images < self.batch_size:
             raise ValueError(f"the training set has {images} images, fewer than data.batch_size {self.batch_size}")
-        # Kept for `state_dict`: the hash of a million names takes too long to be taken at every save.
+        # Kept for `state_dict`: hashing a million names takes too long to be done at every save.
         self._training_list = self._list_training_images()
         sampler = ResumableSampler(self.train_set, self._processes, self._rank, self.seed)
-        if self.trainer is not None:  # loader processes begin before Lightning sets the epoch
+        if self.trainer is not None:  # loader processes start before Lightning sets the epoch
             sampler.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)
         if self._resumed is not None:
             # Batches are counted over all processes: their number may have changed since.
@@ -151,7 +151,7 @@ class ImageDataModule(pl.LightningDataModule):
         return TrainingList.of(images, self.class_names, self.training_list())
 
     def _evaluation_loader(self, dataset: Dataset[Any]) -> DataLoader[Any]:
-        """Every image once over all processes: the sampler that Lightning would add repeats some to even them out."""
+        """A loader of every image once over all processes; the sampler that Lightning would add repeats some."""
         processes, images = self._processes, len(dataset)  # type: ignore[arg-type]
         if processes == 1:
             return self._loader(dataset)
@@ -173,7 +173,7 @@ class ImageDataModule(pl.LightningDataModule):
             batch_size=self.batch_size // self._processes,
             num_workers=self.num_workers,
             collate_fn=collate_fn or self.collate,
-            # New processes for every epoch would take seconds each time.
+            # Starting new processes for every epoch would take seconds each time.
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=obey_the_main_process_only,
@@ -187,7 +187,7 @@ class ImageDataModule(pl.LightningDataModule):
 
     @property
     def _processes(self) -> int:
-        if self.trainer is None:  # loaders can be had without one, in a notebook
+        if self.trainer is None:  # in a notebook, loaders can be created without one
             return 1
         return self.trainer.world_size
 

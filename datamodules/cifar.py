@@ -115,7 +115,7 @@ class CIFAR10(OfficialDataSet):
         names_file = kind.meta["filename"]
         official = [*kind.train_list, *kind.test_list, [names_file, kind.meta["md5"]]]
         if not self.check_counts:
-            # A changed copy is used as it is; only the names of the classes cannot be done without.
+            # A changed copy is used as it is, but the names of the classes are always needed.
             official = [[names_file, None]]
         for name, checksum in official:
             if not check_integrity(str(self.batches / name), checksum):

@@ -1,4 +1,4 @@
-"""Data sets in class folders: the classes are the folders of a folder, in the order of their names."""
+"""Data sets in class folders: the classes are the sub-folders of a folder, in the order of their names."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class UnknownClassError(ValueError):
 
 @dataclass(frozen=True)
 class ClassFolders:
-    """The content of the class folders of a folder.
+    """The contents of the class folders in a folder.
 
     Attributes:
-        files: the images that lie in class folders, with the index of their class.
+        files: the images in class folders, with the index of their class.
         empty: class folders that hold no images, or are missing.
         deeper: for each sub-folder of a class folder that holds images, which are not used, the first of them.
-        others: files that are not images, or do not lie in a class folder.
+        others: files that are not images, or are not in a class folder.
     """
 
     files: Files = field(default_factory=list)
@@ -114,7 +114,7 @@ def split_by_class(files: Files, fraction: float, seed: int) -> tuple[Files, Fil
     """Split images in two: a fraction of each class is for validation, the rest for training.
 
     In each class, the images whose hashes come first are for validation. The hash of a seed and a name depends neither
-    on the order of the file system nor on other images. A class of two images or more has one at least on each side.
+    on the order of the file system nor on other images. A class of two images or more has at least one on each side.
 
     Returns:
         The images for training, and those for validation.
@@ -126,7 +126,7 @@ def split_by_class(files: Files, fraction: float, seed: int) -> tuple[Files, Fil
     validation: Files = []
     for label, of_class in by_class.items():
         number = round(len(of_class) * fraction)
-        # One image at least on each side; the only image of a class is for training.
+        # At least one image on each side; the only image of a class is for training.
         number = min(max(number, 1), len(of_class) - 1)
         in_validation = set(sorted(of_class, key=lambda file: _hash(seed, file))[:number])
         for file in of_class:

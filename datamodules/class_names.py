@@ -9,9 +9,9 @@ from app.console.text import printable, shortened
 
 
 def describe_renamed_classes(stored: Any, here: Sequence[str]) -> str | None:
-    """Say which classes have other names now, or ``None`` if none has, or the names are not known.
+    """Describe which classes have other names now; ``None`` if none has, or the names are not known.
 
-    The network knows its classes by their number only: if one is renamed, or another takes its place, its accuracy and
+    The network knows its classes only by their numbers: if one is renamed, or another takes its place, its accuracy and
     its predictions are those of the old classes under the new names.
 
     Args:

@@ -16,7 +16,7 @@ class Dogs(FineGrained):
     """Stanford Dogs: 120 breeds, 12,000 images for training, 8,580 for evaluation.
 
     Its images are ImageNet's. A network pre-trained on ImageNet has seen most of this test set with its labels:
-    accuracies after such a pre-training, the published ones included, are too high.
+    accuracies after such pre-training, including the published ones, are too high.
 
     `root` holds ``Images/<wnid>-<breed>/*.jpg`` with ``train_list.mat`` and ``test_list.mat``, beside it or in
     ``lists/``, as they come; or class folders ``train/<class>/`` and ``test/<class>/`` (or ``val/<class>/``), labelled

@@ -1,4 +1,4 @@
-"""Base of the fine-grained data sets: images of 448 x 448 pixels."""
+"""The base class of the fine-grained data sets, whose images have 448 x 448 pixels."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 def _is_image(entry: os.DirEntry[str]) -> bool:
     if os.path.splitext(entry.name)[1].lower() not in _image_endings():  # noqa: PTH122 - a million files
         return False
-    # A broken link counts, so that it is reported when it is read. A pipe does not: opening it would wait for ever.
+    # A broken link counts, so that it is reported when it is read. A pipe does not: opening it would block forever.
     try:
         return entry.is_file() or (entry.is_symlink() and not Path(entry.path).exists())
     except OSError:  # a link to itself

@@ -24,7 +24,7 @@ Files = list[tuple[str, int]]
 """Pairs of an image file, relative to the root of the data set, and its label."""
 
 OnUnreadable = Literal["error", "skip"]
-"""At an image that cannot be read: stop the run, or leave the image out of its batch."""
+"""What happens at an image that cannot be read: the run stops, or the image is left out of its batch."""
 
 
 class ImageFiles(Dataset[tuple[Tensor, int] | None]):
@@ -39,7 +39,7 @@ class ImageFiles(Dataset[tuple[Tensor, int] | None]):
         shared: whether loader processes read the images; a container may have little memory that they can share.
 
     Attributes:
-        unreadable: one flag a file, set if it could not be read so far; in memory that loader processes share.
+        unreadable: one flag per file, set once it could not be read; in memory that loader processes share.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class ImageFiles(Dataset[tuple[Tensor, int] | None]):
                 raise UnreadableImageError(
                     f"unreadable image {printable(str(path))}: {error} (data.on_unreadable skip leaves it out)"
                 ) from error
-            # Loader processes live for several epochs, and each image is named in the first only.
+            # Loader processes live for several epochs, and each image is named only in the first.
             if not self.unreadable[index]:
                 print(f"unreadable, skipped: {printable(str(path))}: {error}", file=sys.stderr, flush=True)
             self.unreadable[index] = True

@@ -1,4 +1,4 @@
-"""Base of the data sets that lie on disk as image files, ours and a user's own."""
+"""The base class of data sets of image files on disk, ours and a user's own."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from datamodules.transforms import IMAGENET_MEAN, IMAGENET_STD, crop_to_square, 
 class ImageFilesModule(ImageDataModule):
     """A data set of image files: a subclass names its classes, and lists the files of each split with their labels.
 
-    That is enough for a data set of one's own, given on the command line by its class path::
+    That is enough for your own data set, given on the command line by its class path::
 
         class Pets(ImageFilesModule):
             class_names = ["cat", "dog"]
@@ -30,7 +30,7 @@ class ImageFilesModule(ImageDataModule):
             def files(self, split):  # "train" or "val"
                 return [(f"{split}/{number}.jpg", number % 2) for number in range(100)]
 
-    A subclass may also define how images are sized (`sizing`), and have a split of its own for `test` (`test_split`).
+    A subclass may also define how images are sized (`sizing`), and have a separate split for `test` (`test_split`).
 
     Args:
         root: folder of the data set.
@@ -39,14 +39,14 @@ class ImageFilesModule(ImageDataModule):
         augmentation: class path of a random transform of training images, such as
             torchvision.transforms.v2.RandAugment, or a function; it takes and returns an 8-bit tensor (3, H, W), after
             crop and flip; torchvision.transforms.v2.Compose takes several; null: none.
-        on_unreadable: at an image that cannot be decoded, error stops the run and names it; skip names it, leaves it
-            out of its batch, and reports the number of such images at the end.
+        on_unreadable: for an image that cannot be decoded: error stops the run and names the image; skip names it,
+            leaves it out of its batch, and reports the number of such images at the end.
         predict_folder: folder of images for predict, searched recursively; null: none.
         apply_orientation: turn images upright if their camera has noted in which direction that is (EXIF), in training,
             evaluation and prediction; false: use them as they are stored, as the published results do.
 
     Attributes:
-        test_split: split of `test`; by default that is the validation images.
+        test_split: the split that `test` uses; by default the validation images.
         mean: of each channel of the training images, on a scale of 0 to 1.
         std: standard deviation of each channel.
     """

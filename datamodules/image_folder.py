@@ -1,4 +1,4 @@
-"""Photographs of one's own, in class folders."""
+"""Your own photographs, in class folders."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from datamodules.transforms import crop_to_square, squeeze_to_square
 
 
 class ImageFolder(ImageFilesModule):
-    """Photographs of one's own: a folder for each class, labelled in the order of their names.
+    """Your own photographs: a folder for each class, labelled in the order of the folder names.
 
     `root` holds ``train/<class>/`` and ``val/<class>/`` or ``test/<class>/``. If there are all three, ``test/`` serves
     for `test` only, otherwise the same images serve for validation and test. Or `root` holds the class folders
@@ -33,7 +33,7 @@ class ImageFolder(ImageFilesModule):
         horizontal_flip: flip training images at random, left to right; false where that changes the class, as for text.
         val_fraction: fraction of the images of each class for validation, if root holds the class folders themselves;
             of two images or more, at least one is for training and one for validation.
-        split_seed: another number takes other images for validation.
+        split_seed: seed of the split; another number selects other images for validation.
         apply_orientation: turn photographs upright if their camera has noted in which direction that is (EXIF), as
             programs that show them do, in training, evaluation and prediction; false: use them as they are stored.
     """

@@ -56,7 +56,7 @@ LONGEST_REASON = 300
 class UnreadableImageError(ValueError):
     """An image file that cannot be decoded.
 
-    A loader process hands its error on as the text of a traceback; of that, only the last line is kept.
+    A loader process passes its error on as the text of a traceback, of which only the last line is kept.
     """
 
     def __init__(self, message: str) -> None:

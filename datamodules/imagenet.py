@@ -49,7 +49,7 @@ class ImageNet(OfficialDataSet):
 
     @cached_property
     def class_names(self) -> list[str]:  # type: ignore[override]
-        """One name a label: the synonyms in ``meta.bin``, or the folder's name."""
+        """One name per label: the synonyms in ``meta.bin``, or the folder's name."""
         folders, path = super().class_names, self.root / "meta.bin"
         if not path.is_file():
             return folders

@@ -29,7 +29,7 @@ def check_room_for_queues(workers: int) -> None:
 
 
 def obey_the_main_process_only(_: int) -> None:
-    """Leave signals that are sent to all processes of a run to the main one, which needs its loader to finish and save.
+    """Leave signals sent to all processes of a run to the main process, which needs its loader to finish and save.
 
     This is the `worker_init_fn` of the loaders. SIGUSR1 is ignored. SIGTERM ends the process if the main process sent
     it, as PyTorch does to shut a loader down, and is ignored from anybody else.

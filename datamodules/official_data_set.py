@@ -1,4 +1,4 @@
-"""Base of the published data sets: official lists or class folders, and whether the copy is complete."""
+"""The base class of the published data sets: official lists or class folders, and a check that all files are there."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from datamodules.official_lists import DamagedListError, Lists, check_each_file_
 
 
 class OfficialDataSet(ImageFilesModule):
-    """Base of the published data sets, which come with official lists or are laid out in plain class folders.
+    """The base class of the published data sets, which come with official lists or are laid out in class folders.
 
     A subclass sets `source`, `layout`, `sizes`, `num_classes` and `sizing`, and reads its official lists, if there are
     any, in `read_lists`. There is one official evaluation split: validation and test are the same images.
@@ -71,7 +71,7 @@ class OfficialDataSet(ImageFilesModule):
 
     @cached_property
     def class_names(self) -> list[str]:  # type: ignore[override]
-        """One name a label, read without any image."""
+        """One name per label, read without any image."""
         names = self.lists.class_names if self.lists else self.class_folders()
         if self.check_counts and len(names) != self.num_classes:
             raise self.missing(

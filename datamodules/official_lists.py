@@ -25,10 +25,10 @@ class DamagedListError(ValueError):
 
 @dataclass
 class Lists:
-    """The content of the official lists of a data set.
+    """The contents of the official lists of a data set.
 
     Attributes:
-        class_names: one name a label.
+        class_names: one name per label.
         files: image files and labels of the splits ``train`` and ``val``.
     """
 

@@ -30,7 +30,7 @@ class PredictionItem(NamedTuple):
 
 
 class PredictionFolder(Dataset[PredictionItem]):
-    """All images in a folder and its sub-folders; an unreadable one is an item without image.
+    """All images in a folder and its sub-folders; an unreadable file is an item without an image.
 
     Args:
         folder: the folder.

@@ -18,10 +18,10 @@ class SeededIndex(NamedTuple):
 
 
 class ResumableSampler(DistributedSampler[Any]):
-    """A random order of the images, and seeds of their augmentation, which depend on the run's seed and the epoch only.
+    """A random order of the images and seeds of their augmentation, which depend only on the run's seed and the epoch.
 
     The number of processes does not matter: the batches of all processes together are those of a single one. Nor do
-    numbers that were drawn before: an epoch after a resumption is that of the uninterrupted run. (torchdata's
+    random numbers that were drawn earlier: an epoch after a resumption is that of the uninterrupted run. (torchdata's
     StatefulDataLoader resumes too, but ties the order to the number of processes.)
 
     Args:
@@ -36,7 +36,7 @@ class ResumableSampler(DistributedSampler[Any]):
         self._resumed_epoch, self._images_done = -1, 0
 
     def resume(self, epoch: int, images_done: int) -> None:
-        """Leave out, in one epoch, the images of this process that the interrupted run has trained on already."""
+        """Leave out, in one epoch, the images of this process that the interrupted run has already trained on."""
         self._resumed_epoch, self._images_done = epoch, images_done
 
     def __iter__(self) -> Iterator[SeededIndex]:
@@ -55,7 +55,7 @@ class ResumableSampler(DistributedSampler[Any]):
 
 
 class SeededDataset(Dataset[Any]):
-    """Gives the items of a data set by `SeededIndex`: the seed determines the item's random ``transform``."""
+    """A data set whose items are accessed by `SeededIndex`: the seed determines the item's random ``transform``."""
 
     def __init__(self, dataset: Dataset[Any]) -> None:
         self.dataset = dataset

@@ -1,4 +1,4 @@
-"""The embedded data set, for demonstrations: patches of six photographs that ship with scikit-image."""
+"""The built-in data set for demonstrations: patches of six photographs that ship with scikit-image."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from datamodules.base import ImageDataModule
 
 PHOTOGRAPHS = ("brick", "grass", "gravel", "immunohistochemistry", "hubble_deep_field", "moon")
 SIZE = 512
-"""Every photograph is used as a grey square of this many pixels, cut from its centre."""
+"""Side in pixels of the grey square that is cut from the centre of every photograph."""
 
 REGIONS = {"train": (0, 320, 16), "val": (336, 416, 8), "test": (432, 512, 8)}
 """First column, end column and step of the patches of each split: gaps of 16 columns, so no pixel is shared."""
@@ -31,7 +31,8 @@ class Textures(ImageDataModule):
     Args:
         batch_size: images per step over all processes together.
         patch_size: side of a patch in pixels, 16 to 80.
-        noise: standard deviation of white noise added to every patch, whose own is 1; 0: none. Always the same noise.
+        noise: standard deviation of the white noise that is added to every patch, whose own is 1; 0: none. The noise is
+            always the same.
         num_workers: loader processes per training process; the patches lie in memory, so 0 is fast.
         predict_folder: folder of images for `predict`, searched recursively; the centre of each is used.
     """

@@ -1,4 +1,4 @@
-"""From a decoded image to the tensor that the network sees: size, augmentation, normalisation."""
+"""Transforms from a decoded image to the tensor that the network sees: size, augmentation, normalisation."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def to_network(
     std: Sequence[float],
     augmentation: Callable[[Any], Any] | None = None,
 ) -> v2.Compose:
-    """The whole transform, from a Pillow image or an 8-bit tensor to a normalised tensor ``(3, H, W)``.
+    """Build the whole transform from a Pillow image or an 8-bit tensor to a normalised tensor ``(3, H, W)``.
 
     Args:
         sizing: resizes, crops and flips an 8-bit image ``(3, H, W)``.
@@ -40,17 +40,17 @@ def to_network(
 
 
 class SeededAugmentation:
-    """A user's augmentation, whose random numbers follow torch's generator, also where they come from another one.
+    """A user's augmentation whose random numbers follow torch's generator even if it draws them from another.
 
-    The generator of torch is seeded for each image, so that a resumed run draws the same numbers. Libraries other than
-    torchvision draw from Python's and NumPy's generators: these are seeded from torch's, and put back afterwards.
+    Torch's generator is seeded for each image, so that a resumed run draws the same numbers. Libraries other than
+    torchvision draw from Python's and NumPy's generators: these are seeded from torch's, and restored afterwards.
     """
 
     def __init__(self, augmentation: Callable[[Any], Any]) -> None:
         self.augmentation = augmentation
 
     def __call__(self, image: Any) -> Any:
-        # NumPy takes no negative seed and none above 32 bits.
+        # NumPy accepts only seeds of 32 bits that are not negative.
         seed = int(torch.randint(2**31, ()))
         with isolate_rng(include_cuda=False):
             random.seed(seed)
@@ -59,11 +59,11 @@ class SeededAugmentation:
 
 
 def crop_to_square(size: int, random_place: bool) -> list[v2.Transform]:
-    """The shorter side is resized to 8/7 of `size`; then a square of `size` is cut out, in the centre or at random."""
+    """Resize the shorter side to 8/7 of `size`, then cut out a square of `size`, in the centre or at random."""
     crop = v2.RandomCrop(size) if random_place else v2.CenterCrop(size)
     return [v2.Resize(round(size * RESIZED_TO_CROPPED)), crop]
 
 
 def squeeze_to_square(size: int) -> list[v2.Transform]:
-    """The whole image is resized to a square, whatever its shape."""
+    """Resize the whole image to a square, whatever its shape."""
     return [v2.Resize((size, size))]
