@@ -24,7 +24,7 @@ Files = list[tuple[str, int]]
 """Pairs of an image file, relative to the root of the data set, and its label."""
 
 OnUnreadable = Literal["error", "skip"]
-"""What happens at an image that cannot be read: the run stops, or the image is left out of its batch."""
+"""The policy for an image that cannot be read: stop the run, or leave the image out of its batch."""
 
 
 class ImageFiles(Dataset[tuple[Tensor, int] | None]):

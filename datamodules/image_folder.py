@@ -34,8 +34,8 @@ class ImageFolder(ImageFilesModule):
         val_fraction: fraction of the images of each class for validation, if root holds the class folders themselves;
             of two images or more, at least one is for training and one for validation.
         split_seed: seed of the split; another number selects other images for validation.
-        apply_orientation: turn photographs upright if their camera has noted in which direction that is (EXIF), as
-            programs that show them do, in training, evaluation and prediction; false: use them as they are stored.
+        apply_orientation: rotate photographs as their camera recorded it (EXIF), as image viewers do, in training,
+            evaluation and prediction; false: use them as they are stored.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class ImageFolder(ImageFilesModule):
             steps.append(v2.RandomHorizontalFlip())
         return steps
 
-    # Known without reading any class folder: the model may ask for the number of classes before the data are set up.
+    # This reads no class folder: the model may ask for the number of classes before the data are set up.
     @cached_property
     def class_names(self) -> list[str]:  # type: ignore[override]
         """The names of the class folders, sorted; their content is not read."""

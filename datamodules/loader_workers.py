@@ -1,4 +1,4 @@
-"""Loader processes: what they need to start, and how they answer signals."""
+"""Loader processes: a check before they start, and their response to signals."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Read pickles of plain data: nothing in the file is executed.
 
-Pickles name functions to be called, and Python's own reader calls whatever they name. Here the only names that are
-known are those that numbers, texts and NumPy arrays are made of, and they stand for small classes of this module.
+Pickles name functions to be called, and Python's own reader calls whatever they name. Here only the names that numbers,
+texts and NumPy arrays need are known, and they stand for small classes of this module.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ LARGEST_FILE = 2**30
 
 
 class UnsafePickleError(ValueError):
-    """A pickle that is damaged, or holds something else than plain data."""
+    """A pickle that is damaged, or holds anything but plain data."""
 
 
 class PickledType:
@@ -53,13 +53,13 @@ class PickledArray:
             raise UnsafePickleError("an array is stored by columns")
 
     def bytes_of_images(self, columns: int) -> NDArray[np.uint8]:
-        """The array, which must be one of rows of `columns` bytes.
+        """The array, which must have rows of `columns` bytes.
 
         Raises:
             UnsafePickleError: if it is another one, or its shape is not that of its content.
         """
         content = self.content
-        if isinstance(content, str):  # Python 2 knew no difference between text and bytes
+        if isinstance(content, str):  # Python 2 did not distinguish text from bytes
             content = content.encode("latin1")
         is_bytes = isinstance(self.type, PickledType) and self.type.name in ("u1", "|u1", "uint8")
         if not self._has_columns(columns) or not is_bytes:
@@ -101,11 +101,11 @@ KNOWN: dict[tuple[str, str], type] = {
     ("numpy._core.numeric", "_frombuffer"): PickledBuffer,
     ("_codecs", "encode"): PickledBytes,
 }
-"""What stands for the functions and classes that a pickle may name."""
+"""Stand-ins for the functions and classes that a pickle may name."""
 
 
 class _PlainUnpickler(pickle._Unpickler):  # type: ignore[name-defined]
-    """Python's reader of pickles, in Python: the one in C reserves memory by numbers that it reads from the file.
+    """Python's unpickler in Python: the one in C reserves as much memory as the file declares.
 
     (See https://github.com/python/cpython/issues/115952.)
     """
@@ -139,7 +139,7 @@ def read_plain_pickle(content: bytes, skip: int = 0) -> Any:
 
 
 def read_bounded(path: Path, largest: int = LARGEST_FILE) -> bytes:
-    """The content of a file that must not be larger than it can sensibly be.
+    """The content of a file whose size must be reasonable.
 
     Raises:
         UnsafePickleError: if it is.
