@@ -1,4 +1,4 @@
-"""Callbacks, selectable by class name on the command line: one behaviour, one file."""
+"""Callbacks, selectable by class name on the command line: one behaviour per file."""
 
 from .best_checkpoint import BestCheckpoint
 from .condition_number_monitor import ConditionNumberMonitor

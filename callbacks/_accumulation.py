@@ -1,4 +1,4 @@
-"""Accumulated gradients: several batches, one step of the optimizer."""
+"""Accumulated gradients: several batches per step of the optimizer."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def diagnose(pl_module: pl.LightningModule, batch: Any) -> str | None:
     Returns:
         The cause in a few words, or ``None`` if the values of this forward pass are finite.
     """
-    # Run it even where batch or weights explain all: another process may need it.
+    # Run it even if the batch or a weight explains everything: another process may need it.
     layer = _first_non_finite_layer(pl_module, batch)
     if first_non_finite(_tensors(batch)) is not None:
         return "the batch contains non-finite values"

@@ -10,7 +10,7 @@ import torch
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR, StepLR
 
 GIVE = "give switch_epoch"
-"""The advice of all errors here."""
+"""The advice that all errors of this module end with."""
 
 
 def last_decay(trainer: pl.Trainer) -> tuple[int, int]:

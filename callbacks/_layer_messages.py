@@ -11,7 +11,7 @@ class LayerMessages:
     """Collects the messages of spectral layers about non-finite values, and has them return NaN instead of raising.
 
     An error in one process would leave the others waiting in their next communication. So the layers of all processes
-    carry on, and a callback decides at a time when all of them can take part.
+    continue, and a callback decides at a time when all processes can take part.
 
     Attributes:
         first: the first message since the last `clear`, or ``None``.

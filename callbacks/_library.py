@@ -1,4 +1,4 @@
-"""The names of the spectral core and the layers that the callbacks use, imported from where they are.
+"""The names that the callbacks use from the spectral core and the layers, imported from wherever these are installed.
 
 This folder is a package in two places. In the checkout it is `callbacks`, beside `app`. In the installed package it is
 `covpool.callbacks`, beside `covpool.layers` and `covpool.spectral`, and there is no `app`.

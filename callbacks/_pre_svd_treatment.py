@@ -1,4 +1,4 @@
-"""The base of the treatments of the pre-SVD layer: the parameter they act on, and the checks before the training."""
+"""The base class of treatments of the pre-SVD layer: the parameter they act on, and checks before training."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class PreSVDTreatment(pl.Callback):
 
     At that time the gradient is complete: accumulated, summed over the processes and unscaled. Lightning clips it after
     this hook. Under a weight treatment the parameter is the one that the optimizer steps, W of ``exp(W - W^T)`` or of
-    ``W / sigma(W)``: the papers' update ``W - eta dl/dW`` is of that one.
+    ``W / sigma(W)``: this is the W of the papers' update ``W - eta dl/dW``.
 
     The LightningModule must have a property ``pre_svd_layer``, the module whose weight is treated.
 

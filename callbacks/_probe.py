@@ -42,9 +42,9 @@ def along_gradient(
 ) -> AlongGradient:
     """Evaluate the loss and its gradient with respect to X at ``X + eta g`` for every step length eta.
 
-    The network runs as `training_step` will run it next: in training mode, with the batch statistics in batch norm, the
-    same dropout masks at every step length, and the trainer's precision (an activation of lower precision is moved in
-    float32, where a small step is not rounded away). It leaves no trace: see `untouched`. A step length at which the
+    The network runs exactly as `training_step` will run it next: in training mode, with batch statistics in batch norm,
+    the same dropout masks at every step length, and the trainer's precision (an activation of lower precision is moved
+    in float32, where a small step is not rounded away). It leaves no trace: see `untouched`. A step length at which the
     network overflows gives NaN.
 
     Every process moves its own share of the batch, weighted by its size, so that X, g and the norms are those of the

@@ -1,4 +1,4 @@
-"""Texts that the processes of a run exchange."""
+"""Messages that the processes of a run exchange."""
 
 from __future__ import annotations
 

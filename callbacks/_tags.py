@@ -1,4 +1,4 @@
-"""Tags of quantities that each spectral layer of a model has."""
+"""Log tags of quantities that are measured in each spectral layer of a model."""
 
 from __future__ import annotations
 

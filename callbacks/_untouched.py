@@ -18,8 +18,8 @@ def untouched(
 ) -> Iterator[None]:
     """Restore the buffers and attributes of all modules, the counts of spectral layers and the random state afterwards.
 
-    Buffers are the statistics of batch norm, for example. Observers of spectra hear nothing meanwhile. A spectral layer
-    returns NaN for non-finite values: an error in one process would leave the others waiting in their next
+    Buffers are the statistics of batch norm, for example. Observers of spectra are not called meanwhile. A spectral
+    layer returns NaN for non-finite values: an error in one process would leave the others waiting in their next
     communication.
 
     Args:

@@ -20,10 +20,9 @@ HIGHER_IS_BETTER = {"top1", "top5", "acc", "accuracy", "auc", "auroc", "f1", "pr
 class BestCheckpoint(ModelCheckpoint):
     """Lightning's `ModelCheckpoint`, which knows of the usual metrics whether high or low values are better.
 
-    It also makes do without the metric of our models where a model has another. A model of the user's may log no
-    ``val/top1``, where Lightning would end the run after its first validation. It is then kept as of the most recent
-    validation instead, and a warning names the flag that chooses another metric. A metric that the user chose must
-    exist.
+    It also makes do without the metric of our models where a model has another. For a user's model that logs no
+    ``val/top1``, Lightning would end the run after its first validation. The checkpoint of the most recent validation
+    is kept instead, and a warning names the flag that chooses another metric. A metric that the user chose must exist.
 
     Args:
         monitor: the metric.

@@ -51,7 +51,8 @@ class ConditionNumberMonitor(pl.Callback):
     errors of float32: directions in which they do not vary have eigenvalues of about 1e-14 l_1, not zero.
 
     A layer that needs no eigenvalues itself (Newton-Schulz by products) decomposes its covariances for the monitor, in
-    the measured steps only. Of accumulated batches the first of each step is measured. Validation is not measured.
+    the measured steps only. With accumulated gradients, the first batch of each step is measured. Validation is not
+    measured.
 
     Works with every LightningModule; it observes the `SpectralLayer` modules in it.
 

@@ -1,4 +1,4 @@
-"""Checkpoints without non-finite values."""
+"""The check that no checkpoint contains non-finite values."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class FiniteCheckpoints(pl.Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        # Weights are the same on every process, statistics need not be.
+        # Weights are the same on every process, but statistics need not be.
         cause = diverged_weight(pl_module)
         if cause is None:
             buffer = first_non_finite(pl_module.named_buffers())

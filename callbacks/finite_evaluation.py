@@ -1,4 +1,4 @@
-"""Validation and test without non-finite values."""
+"""The check that validation and test give finite losses."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ class GradientSmoothness(pl.Callback):
     largest change of the gradient per distance moved in its direction, a lower bound of the Lipschitz constant of the
     gradient near X. A smaller beta is a smoother gradient: the gradient holds for a longer step. This is the quantity
     of Song et al., ICCV 2021, fig. 2 and 4 (right), after Santurkar et al., NeurIPS 2018, sec. 3 and fig. 4 (c), who
-    give it in words. The papers name no step lengths; the default spans the interval of Wang et al., CVPR 2020,
+    define it in words. The papers give no step lengths; the default spans the interval of Wang et al., CVPR 2020,
     supplement, sec. A, for ResNet-18. Compare values only at equal step lengths, batch size and backbone: the mean over
     a batch makes every gradient, and with it beta, smaller by the batch size, and if a ReLU follows X, its kinks make
     the quotient larger the shorter the step.

@@ -36,7 +36,7 @@ class HybridProtocol(pl.Callback):
     Args:
         svd_layer: meta-layer after the switch; any of the model's that pools to the same shape.
         svd_options: its options, such as {pade_degree: 50}.
-        warmup_epochs: epochs with it before the last decay; the paper takes 1 for AlexNet and 2 for ResNet.
+        warmup_epochs: epochs with it before the last decay; the paper uses 1 for AlexNet and 2 for ResNet.
         switch_epoch: first epoch with it, counted from 0; null: ``warmup_epochs`` before the last decay. Stage 2
             begins at the last decay, or ``warmup_epochs`` after the switch if no decay comes after it.
 
@@ -146,7 +146,7 @@ class HybridProtocol(pl.Callback):
         return switch, decay
 
     def _try_svd_layer(self, model: Any, here: Layer) -> None:
-        """Switch back and forth, so that a mistake in the SVD layer is reported before the first batch."""
+        """Switch to the SVD layer and back, so that a mistake in it is reported before the first batch."""
         try:
             _use(model, self.svd)
         except ValueError as error:

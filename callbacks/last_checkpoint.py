@@ -12,12 +12,12 @@ from ._accumulation import awaits_more_batches
 
 
 class LastCheckpoint(ModelCheckpoint):
-    """Saves ``last.ckpt`` at the end of every epoch, every so many steps, and on request (`StopOnSignal`).
+    """Saves ``last.ckpt`` at the end of every epoch, every few steps, and on request (`StopOnSignal`).
 
     ``--ckpt_path last`` resumes after the saved step, with the next image of the epoch. ``train/top1`` of that epoch is
     then the mean over the rest of it. A run that is killed loses what it trained after the last save.
 
-    Mid-epoch it saves only if the data module can resume there, which it says by an attribute
+    Mid-epoch it saves only if the data module can resume there, which it declares by an attribute
     ``resumes_inside_epochs = True``, and never between the batches of an accumulated gradient.
 
     Args:

@@ -21,10 +21,10 @@ class LossLandscape(pl.Callback):
         landscape/gradient_min, _max:  range over eta of  ||g(X) - g(X + eta g(X))||_2            (A2)
 
     with X ``(B, C, H, W)`` the output of the first convolution, L the loss of the training batch, g = dL/dX, and eta
-    evenly spaced between the smallest and the largest step length. A1 is the Lipschitzness of the loss, A2 how well
-    the gradient predicts the one a step ahead; a smooth landscape has narrow, low bands (Wang et al., CVPR 2020,
+    evenly spaced between the smallest and the largest step length. A1 is the Lipschitzness of the loss, A2 how well the
+    gradient predicts the one a step ahead; a smooth landscape has narrow, low bands (Wang et al., CVPR 2020,
     supplement, sec. A, eq. (A1)-(A2), after Santurkar et al., NeurIPS 2018). The sign is that of the equations: the
-    move climbs. "Uniformly sampled" is taken as evenly spaced, which needs no random numbers.
+    move increases the loss. "Uniformly sampled" is taken as evenly spaced, which needs no random numbers.
 
     It is evaluated before the step, at the training batch, and does not change the training: parameters, gradients,
     buffers, counters and random numbers stay as they are, bit by bit. It costs ``points + 1`` passes through the

@@ -24,21 +24,21 @@ class NonFinitePolicy(pl.Callback):
 
     - ``stop`` checks where it costs nothing: in steps that are logged (``log_every_n_steps``), in those in which a
       spectral layer met non-finite values, and with several processes in all, as Lightning waits for the device in each
-      of them then. With average pooling in one process it may find out some steps late, by a non-finite weight.
+      of them then. With average pooling in one process, it may notice some steps late, from a non-finite weight.
     - ``skip`` checks every step. A skipped step leaves parameters, optimizer and buffers (the statistics of batch norm)
       as they were, on all processes; it counts as a step of the schedule and in ``train/top1``.
       ``non_finite/skipped_steps`` is logged for each epoch, a total that checkpoints keep. One bad batch of an
       accumulated gradient spoils the whole step.
 
-    With precision 16-mixed gradients overflow as a matter of course and the loss scale answers it: there only the loss
-    is checked.
+    With precision 16-mixed, gradients overflow routinely and the loss scale is adapted to it, so only the loss is
+    checked.
 
     Works with every LightningModule; to name a layer it needs a method ``loss(batch)``. `FiniteEvaluation` and
     `FiniteCheckpoints` do the same for validation and checkpoints.
 
     Args:
         policy: stop or skip.
-        patience: with skip, the run stops at this many bad steps in a row.
+        patience: with skip, the run stops after this many bad steps in a row.
 
     Raises:
         FloatingPointError: when the run is stopped, on all processes.

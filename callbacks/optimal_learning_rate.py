@@ -18,10 +18,10 @@ from .nearest_orthogonal_gradient import NearestOrthogonalGradient
 class OptimalLearningRate(PreSVDTreatment):
     """Steps the pre-SVD layer's weight with the learning rate that leaves it nearest to orthogonal (eq. 18-21).
 
-    Song et al., ECCV 2022. See `optimal_learning_rate` for the formula and `PreSVDTreatment` for the parameter. If
-    0 < eta* < lr, the rate eta* replaces the scheduled one, lr, for this step, and the scheduled one is restored before
-    the schedule reads it. The formula knows the weight and its gradient, after `NearestOrthogonalGradient` and before
-    clipping; like the paper's it ignores momentum and weight decay, which the optimizer applies with the rate found.
+    Song et al., ECCV 2022. See `optimal_learning_rate` for the formula and `PreSVDTreatment` for the parameter. If 0 <
+    eta* < lr, the rate eta* replaces the scheduled one, lr, for this step, and the scheduled one is restored before the
+    schedule reads it. The formula uses the weight and its gradient, after `NearestOrthogonalGradient` and before
+    clipping; like the paper's, it ignores momentum and weight decay, which the optimizer then applies with that rate.
 
     In front of a normalisation (decorrelated batch norm, or the batch norm after the reduction of covariance pooling)
     the loss does not depend on the scale of W, so <l,w> is zero except for eps and round-off. With the plain gradient
@@ -30,7 +30,7 @@ class OptimalLearningRate(PreSVDTreatment):
 
     The rate is a number on the host, so every step waits for the gradient of this one layer.
 
-    Logs ``olr/learning_rate``, the rate with which the step is made.
+    Logs ``olr/learning_rate``, the rate that the step uses.
 
     The paper finds (sec. 5.2) that OLR does not work if only one of weight and gradient is orthogonal: eta* tends to
     zero. Such runs start with a warning.
@@ -97,7 +97,7 @@ class OptimalLearningRate(PreSVDTreatment):
         self._stepping, self._rate = False, None
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        if self._stepping:  # so that a checkpoint saved on the way out contains the scheduled rate
+        if self._stepping:  # so that a checkpoint that is saved as the run ends contains the scheduled rate
             self._after_step()
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -26,7 +26,7 @@ class OrthogonalLoss(PreSVDTreatment):
     The LightningModule must have a property ``pre_svd_layer``, the module whose weight is regularised.
 
     Args:
-        coefficient: weight of the term; the paper does not name its own.
+        coefficient: weight of the term; the paper does not give its value.
 
     Raises:
         ValueError: for a coefficient that is not positive, if the weight already has another treatment, and as

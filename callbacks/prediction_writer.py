@@ -62,7 +62,7 @@ class PredictionWriter(BasePredictionWriter):
         if stage != "predict":
             return
         super().setup(trainer, pl_module, stage)
-        # Fail before the work, not after it.
+        # Fail before the work rather than after it.
         folder = self.output.absolute().parent
         if not folder.is_dir():
             raise FileNotFoundError(f"predictions.output {self.output}: its folder does not exist")
@@ -87,7 +87,7 @@ class PredictionWriter(BasePredictionWriter):
             parts = prediction
         values = parts.get("probabilities")
         if not isinstance(values, Tensor) or values.ndim != 2:
-            if self.written:  # once is enough
+            if self.written:  # one warning is enough
                 rank_zero_warn(
                     f"predictions are not written to {self.output}: a {type(prediction).__name__} is neither a tensor "
                     "(batch, classes) nor a dictionary with such a tensor named probabilities"

@@ -1,4 +1,4 @@
-"""One checkpoint for all processes of a run."""
+"""The check that all processes of a run resume from the same checkpoint."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ class SameCheckpoint(pl.Callback):
 
     Each process looks for ``--ckpt_path last`` by itself, because it builds its model from the checkpoint. Without a
     common file system, or if a node's view of it lags, one process would resume and another start anew. Nothing else
-    would report it: they would train with the weights of the first and their own epochs, layers and optimizer states.
+    would report that: all would train with the weights of the first process, but with their own epochs, layers and
+    optimizer states.
 
     Works with every LightningModule.
 

@@ -81,7 +81,7 @@ class StopOnSignal(pl.Callback):
         self._replace_handlers()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # The signal may have arrived during the validation that ended the epoch before; that epoch is saved by now.
+        # The signal may have arrived during the validation that ended the previous epoch, which is saved by now.
         self._stopping = self._stopping or self._agree(trainer)
         self._stop(trainer)
 
@@ -100,7 +100,7 @@ class StopOnSignal(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        # Not already at the end of the step before: only now has Lightning logged it.
+        # Not at the end of the previous step already: Lightning has logged it only now.
         self._stop(trainer)
 
     def _replace_handlers(self) -> None:

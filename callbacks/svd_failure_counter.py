@@ -1,4 +1,4 @@
-"""The number of failed eigendecompositions, over all processes and the whole run.
+"""The count of failed eigendecompositions over all processes and the whole run.
 
 Shapes: L spectral layers of the model, F counts of each.
 """
@@ -56,7 +56,7 @@ class SVDFailureCounter(pl.Callback):
         # The totals of an earlier run count only if that run is resumed.
         if trainer.ckpt_path is None and trainer.current_epoch == 0:
             self.totals = _no_totals()
-        self._layers = {}  # so that the sanity check is not counted
+        self._layers = {}  # so that the sanity check does not count
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._layers = spectral_layers(pl_module)
