@@ -24,7 +24,7 @@ class LossLandscape(pl.Callback):
     evenly spaced between the smallest and the largest step length. A1 is the Lipschitzness of the loss, A2 how well the
     gradient predicts the one a step ahead; a smooth landscape has narrow, low bands (Wang et al., CVPR 2020,
     supplement, sec. A, eq. (A1)-(A2), after Santurkar et al., NeurIPS 2018). The sign is that of the equations: the
-    move increases the loss. "Uniformly sampled" is taken as evenly spaced, which needs no random numbers.
+    move goes uphill. "Uniformly sampled" is taken as evenly spaced, which needs no random numbers.
 
     It is evaluated before the step, at the training batch, and does not change the training: parameters, gradients,
     buffers, counters and random numbers stay as they are, bit by bit. It costs ``points + 1`` passes through the

@@ -61,8 +61,8 @@ def nearest_orthogonal(G: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """``R = U V^T`` of ``G = U S V^T``: the minimiser of ``||G - R||_F`` with orthonormal rows (or columns).
 
     That is ``G (G^T G)^(-1/2)``, the orthogonal factor of the polar decomposition. The singular vectors, which are the
-    directions of descent, stay the same, and the singular values become one. A G that is rank-deficient, up to the
-    round-off of float64, does not determine R in all directions; the others stay zero.
+    directions of descent, stay the same, and the singular values become one. A rank-deficient G (up to the round-off of
+    float64) does not determine R in all directions; the others stay zero.
 
     The singular value decomposition runs in float64: in float32 its error grows to 1e-2 at a condition number of 1e6.
     Iterating matrix products (Newton-Schulz with minimax coefficients, 28 steps) reaches the same accuracy, but took 4
