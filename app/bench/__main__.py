@@ -14,7 +14,7 @@ TOOLS = ("step", "treatments", "networks")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the benchmark that the arguments ask for, with the modules of ``--import`` imported before."""
+    """Run the benchmark that the arguments ask for, after importing the modules of ``--import``."""
     rest = import_plugins(sys.argv[1:] if arguments is None else arguments)
     with errors_in_one_line():
         _run(rest)

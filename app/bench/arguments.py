@@ -11,7 +11,7 @@ from app.console.arguments import positive
 
 def add_batch(parser: argparse.ArgumentParser, default: int) -> None:
     """Add ``--batch``, the images of a step."""
-    parser.add_argument("--batch", type=positive, default=default, help="images of a step (default: %(default)s)")
+    parser.add_argument("--batch", type=positive, default=default, help="images per step (default: %(default)s)")
 
 
 def add_repeats(parser: argparse.ArgumentParser, default: int) -> None:

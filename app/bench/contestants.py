@@ -1,4 +1,4 @@
-"""The layers that are timed beside each other: every spectral method, and two more ways to run isqrt-cov.
+"""The layers that are timed against each other: every spectral method, and two more ways to run isqrt-cov.
 
 Shapes: B batch, d channels, N positions.
 """
@@ -20,7 +20,7 @@ Layer = Callable[[Tensor], Tensor]
 
 
 def contestants() -> dict[str, Layer]:
-    """All layers by name. Methods that were registered before the call are among them."""
+    """All layers by name, including methods that were registered before the call."""
     layers: dict[str, Layer] = {name: partial(covariance_sqrt, method=name) for name in METHODS}
     layers[PRODUCTS] = partial(covariance_sqrt, method="isqrt-cov", route="products")
     layers[UNROLLED] = unrolled_isqrt_cov

@@ -1,4 +1,4 @@
-"""Measures the time and memory of layers, and of a bare eigendecomposition, at one size of the features.
+"""Measures the time and memory of layers and of a bare eigendecomposition for one size of the features.
 
 Shapes: B batch, d channels, N positions.
 """
@@ -36,14 +36,14 @@ class Figures:
     """The costs of one contestant at one size.
 
     Attributes:
-        size: of the features.
+        size: size of the features.
         contestant: its name.
         forward_ms: median time of the forward pass, which saves tensors for the backward pass, in milliseconds.
         total_ms: median time of forward and backward, in milliseconds.
-        eigh_ratio: ``total_ms`` over that of a bare `torch.linalg.eigh` of the smaller side, in float64.
-        isqrt_ratio: ``total_ms`` over that of isqrt-cov; ``None`` if that did not run.
+        eigh_ratio: ``total_ms`` divided by that of a bare `torch.linalg.eigh` of the smaller side, in float64.
+        isqrt_ratio: ``total_ms`` divided by that of isqrt-cov; ``None`` if that did not run.
         saved_bytes: memory that the forward pass saves for the backward pass.
-        finite: whether the gradient came out finite.
+        finite: whether the gradient is finite.
     """
 
     size: Size
@@ -66,7 +66,7 @@ def time_layer(layer: Layer, X: Tensor, G: Tensor) -> tuple[float, float]:
 
 
 def time_eigh(gram: Tensor) -> tuple[float, float]:
-    """Seconds of a bare eigendecomposition, twice: there is no backward pass."""
+    """Seconds of a bare eigendecomposition, given twice because there is no backward pass."""
     start = _now(gram.device)
     torch.linalg.eigh(gram)
     seconds = _now(gram.device) - start
@@ -87,7 +87,7 @@ def measure(
     dtype: torch.dtype,
     bar: tqdm[Any],
 ) -> list[Figures]:
-    """Figures of a bare eigendecomposition (first) and of the layers, at one size, on random ReLU features."""
+    """Figures of a bare eigendecomposition (first) and of the layers, for one size, on random ReLU features."""
     X, G = _features(size, device, dtype)
     smaller = min(size.channels, size.positions)
     eigh = f"eigh of {smaller}x{smaller}"
@@ -135,7 +135,7 @@ def saved_and_finite(layer: Layer, X: Tensor, G: Tensor) -> tuple[int, bool]:
     storages: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()  # views share theirs, which counts once
+        storage = tensor.untyped_storage()  # views share a storage, which counts once
         storages[storage.data_ptr()] = storage.nbytes()
         return tensor
 

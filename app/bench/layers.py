@@ -1,4 +1,4 @@
-"""Times every spectral layer beside a bare eigendecomposition: ``python -m app.bench``.
+"""Times every spectral layer against a bare eigendecomposition: ``python -m app.bench``.
 
 Figures are medians over the rounds of `app.bench.rounds`.
 
@@ -48,7 +48,7 @@ def table(size: Size, figures: list[Figures]) -> Table:
 
 
 def write_csv(path: Path, figures: Iterable[Figures], setting: str) -> None:
-    """Write all figures, one line a contestant and size, each with the setting they were measured in."""
+    """Write all figures, one line per contestant and size, each with the setting it was measured in."""
     lines = []
     for f in figures:
         line = asdict(f)
@@ -83,7 +83,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     grid = " ".join(map(str, POSITIONS))
     sweep = " ".join(map(str, SWEEP[:-1]))
     names = list(contestants())
-    parser.add_argument("--batch", nargs="+", **number, help="samples in a batch (default: 16; with --full 16 128)")
+    parser.add_argument("--batch", nargs="+", **number, help="samples per batch (default: 16; with --full 16 128)")
     parser.add_argument("--channels", nargs="+", **number, default=[256], help="channels d (default: 256)")
     parser.add_argument(
         "--positions", nargs="+", **number, default=list(POSITIONS), help=f"positions N = H W (default: {grid})"
@@ -108,7 +108,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--full", action="store_true", help="all sizes; takes about ten minutes on two cores")
     _describe_other_flags(parser)
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="also write the figures there")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="also write the measurements to this CSV file")
     options = parser.parse_args(arguments)
     try:
         torch.zeros(1, device=options.device, dtype=torch.float64)
@@ -123,7 +123,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _describe_other_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that `app.bench.__main__` takes out before, so that ``--help`` names them."""
+    """Add the flags that `app.bench.__main__` removes beforehand, so that ``--help`` lists them."""
     parser.add_argument(
         "--import",
         metavar="MODULE",
@@ -138,12 +138,12 @@ def _describe_other_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--treatments",
         action="store_true",
-        help="measure instead what the treatments of the pre-SVD layer add to a training step (--treatments --help)",
+        help="instead, measure what the treatments of the pre-SVD layer add to a training step (--treatments --help)",
     )
     parser.add_argument(
         "--networks",
         action="store_true",
-        help="measure instead what covariance pooling costs in whole networks (--networks --help)",
+        help="instead, measure what covariance pooling costs in whole networks (--networks --help)",
     )
 
 

@@ -1,4 +1,4 @@
-"""Measures how fast a loader delivers batches by itself, and trains on the batches that come after."""
+"""Measures how fast a loader delivers batches on its own, and provides the batches to train on after that."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class MeasuredLoader:
 
 
 def bottleneck(network: float, loader: float, workers: int) -> str:
-    """Images per second of a network that need not wait and of a loader alone, and which holds the other up."""
+    """A text that compares the images per second of a network that never waits with those of a loader alone."""
     slower, faster = sorted((loader, network))
     if loader == slower:
         name, other = "loader", "network"

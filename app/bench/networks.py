@@ -1,6 +1,6 @@
 """The cost of covariance pooling in whole networks: ``python -m app.bench --networks``.
 
-Table 1 of the supplement of Wang et al., CVPR 2020: parameters, operations and time an image of average pooling (GAP)
+Table 1 of the supplement of Wang et al., CVPR 2020: parameters, operations and time per image of average pooling (GAP)
 and covariance pooling (GCP), with the dimensions 128 and 256, and the down-sampling of the last stage removed or kept.
 """
 
@@ -55,7 +55,7 @@ PUBLISHED = {
     "ResNet101 + GCP, D = 128": (51.31, 9.90, 3.14, 1.83),
     "ResNet152 + GAP": (60.19, 11.28, 3.54, 2.55),
 }
-"""Millions of parameters, GFLOPs, and milliseconds an image of training and inference on four Titan Xp."""
+"""Millions of parameters, GFLOPs, and milliseconds per image of training and inference on four Titan Xp."""
 
 HEADER = ("", "parameters M", "multiply-adds G", "training ms", "x GAP", "inference ms", "x GAP", "pooling", "GB")
 

@@ -24,11 +24,11 @@ def interleave(
     Args:
         runs: the contestants by name.
         repeats: rounds that count.
-        bar: advances by one a run.
+        bar: advances by one per run.
         warm_up: rounds before those; none for contestants that warm up in each run, as a `ShortFit` does.
     """
     times: dict[str, list[Sequence[float]]] = {name: [] for name in runs}
-    generator = random.Random(0)  # the same orders whenever the benchmark is run
+    generator = random.Random(0)  # the same orders every time the benchmark is run
     for number in range(warm_up + repeats):
         for name in generator.sample(list(runs), len(runs)):
             bar.set_postfix_str(name, refresh=False)

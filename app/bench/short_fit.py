@@ -1,4 +1,4 @@
-"""Fits that are timed, and short ones of a network on one batch for benchmarks that compare networks.
+"""Timed fits, and short fits of a network on one batch for benchmarks that compare networks.
 
 Shapes: B batch, H x W pixels.
 """
@@ -36,7 +36,7 @@ class Repeated:
 
 
 class ShortFit:
-    """Trains a network for two steps a call, by ``Trainer.fit``, and times the second.
+    """Trains a network for two steps per call, with ``Trainer.fit``, and times the second.
 
     Each call is a fit of its own, so that the networks of a comparison can take turns.
 

@@ -1,4 +1,4 @@
-"""The training step of a configuration, taken apart: ``python -m app.bench --step --config FILE``.
+"""Times the parts of a training step of a configuration: ``python -m app.bench --step --config FILE``.
 
 It reports whether the loader or the network is the bottleneck, and where the time of a step goes: what table 1 of the
 supplement of Wang et al., CVPR 2020, compares for average and covariance pooling.
@@ -78,7 +78,7 @@ class StepCLI(CLI):
             ("trainer.strategy", "auto"),
             ("trainer.logger", False),
         ):
-            if key in options:  # models of users need not have these arguments
+            if key in options:  # users' models need not have these arguments
                 options[key] = value
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
@@ -140,7 +140,7 @@ def medians(steps: Sequence[dict[str, float]]) -> dict[str, float]:
         ValueError: if there is no step.
     """
     if not steps:
-        raise ValueError("no step was measured: the trainer stopped before (max_epochs, or a callback)")
+        raise ValueError("no step was measured: the trainer stopped earlier (max_epochs, or a callback)")
     seconds = {}
     for part in (LOADER, *PARTS):
         times = [step[part] for step in steps]
@@ -149,7 +149,7 @@ def medians(steps: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 def peak_memory(device: torch.device) -> float:
-    """Bytes: on a GPU the most that tensors occupied, on a CPU the largest size of this process."""
+    """Peak memory in bytes: of all tensors on a GPU, of this process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -182,5 +182,5 @@ def report(trainer: pl.Trainer, model: Any, batch: Batch, seconds: dict[str, flo
 
 
 def main(arguments: Sequence[str]) -> None:
-    """The command line: that of ``train.py fit``, and how much to measure."""
+    """Run the command line of ``train.py fit``, with flags for how much to measure."""
     run(["fit", *arguments], StepCLI)

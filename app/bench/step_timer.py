@@ -50,7 +50,7 @@ def check_modules(model: nn.Module) -> None:
 
 
 class Stopwatch:
-    """Measures the seconds from one moment to the next, with the work on the device done."""
+    """Measures the seconds between two moments, after the work on the device is done."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -71,7 +71,7 @@ class Stopwatch:
 
 
 class StepTimer(Profiler):
-    """Books the seconds of every training step to `LOADER` and `PARTS`.
+    """Attributes the seconds of every training step to `LOADER` and `PARTS`.
 
     The trainer reports the beginning and end of each of its hooks to its profiler. Inside the forward and backward
     pass, hooks of the three modules mark where one part ends and the next begins. Nothing of the step is replaced, so
@@ -79,7 +79,7 @@ class StepTimer(Profiler):
     zeroing the gradients) is not counted.
 
     Attributes:
-        steps: seconds by part, one dictionary a step.
+        steps: seconds by part, one dictionary per step.
     """
 
     def __init__(self) -> None:
@@ -100,7 +100,7 @@ class StepTimer(Profiler):
         Args:
             model: a model with `MODULES`.
             treatments: callbacks whose `on_before_optimizer_step` counts as a treatment.
-            device: of the training; the clock waits for it.
+            device: device of the training; the clock waits for it.
         """
         self._watch = Stopwatch(device)
         self._treatments = {callback.state_key for callback in treatments}
@@ -121,7 +121,7 @@ class StepTimer(Profiler):
         if hook == "training_step":
             self._in_forward = True
         elif hook == "on_after_backward" and self._backward_part is not None:
-            # the first of these hooks ends the backward pass; the others find no part that is running
+            # the first of these hooks ends the backward pass; at the others no part is running
             self._end(self._backward_part)
             self._backward_part = None
         elif hook in ("train_dataloader_next", "batch_to_device") or self._is_treatment(owner, hook):

@@ -39,7 +39,7 @@ CONTESTANTS: dict[str, Contestant] = {
     "Newton-Schulz": ({"decorrelation": "isqrt-cov"}, ()),
     "vanilla": ({"decorrelation": None}, ()),
 }
-"""The rows of table 6, and the treatments that it leaves out."""
+"""The rows of table 6, and the treatments that the table leaves out."""
 
 PUBLISHED = {
     "SVD": "44 / 95",
@@ -65,7 +65,7 @@ def build(name: str, backbone: str, images: torch.Tensor, labels: torch.Tensor) 
 
 
 def table(times: dict[str, list[Sequence[float]]]) -> Table:
-    """Medians of forward, backward with treatments, the treatments alone, and the whole beside that of SVD."""
+    """Medians of forward, backward with treatments, the treatments alone, and the whole compared with SVD."""
     plain, rows = 1000 * sum(medians(times["SVD"])), []
     for name, rounds in times.items():
         milliseconds = dict.fromkeys(("forward", "backward", "treatments", "optimizer"), 0.0)

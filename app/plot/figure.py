@@ -29,7 +29,7 @@ STYLES: dict[str, dict[str, Any]] = {
     "svd-newton": {"color": "tab:purple", "linewidth": 2, "linestyle": "dashdot"},
     "isqrt-cov": {"color": "tab:brown", "linewidth": 2, "linestyle": "dotted"},
 }
-"""Line styles by layer, in drawing order: what coincides with the exact rule is drawn on top of its broad band."""
+"""Line styles by layer, in drawing order: curves that equal the exact rule are drawn on top of its broad band."""
 
 
 def draw() -> Figure:

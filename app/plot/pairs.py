@@ -1,4 +1,4 @@
-"""The factors of the gradient of each layer, for pairs of eigenvalues.
+"""The gradient factors D and K of each layer for pairs of eigenvalues.
 
 Symbols: l_i >= l_j a pair of eigenvalues, x = l_j / l_i their ratio, t = 1 - x. The trace of the covariance is 1.
 """

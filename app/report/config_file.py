@@ -21,13 +21,13 @@ LONGEST_NUMBER = 100
 
 
 class OutOfBoundsError(ValueError):
-    """A document is valid, and too large or too deep to be the configuration of a run."""
+    """Raised for a valid document that is too large or too deep to be the configuration of a run."""
 
 
 class Expansion:
     """Measures a YAML document with its aliases written out, without writing them out.
 
-    A few lines of aliases of aliases stand for more entries than there is memory for. PyYAML 6 loads them in no time,
+    A few lines of aliases of aliases stand for more entries than there is memory for. PyYAML 6 loads them instantly,
     since an alias is the same object again (https://github.com/yaml/pyyaml/issues/235), and whoever walks the result
     never ends.
 

@@ -42,7 +42,7 @@ def binned(curves: Sequence[Curve], bins: int = BINS) -> tuple[Array, Array, Arr
 
 
 def mean(curves: Sequence[Curve]) -> Curve:
-    """The mean of curves at the steps that all of them have."""
+    """The mean of several curves, at the steps that all of them have."""
     steps = curves[0].steps
     for curve in curves[1:]:
         steps = np.intersect1d(steps, curve.steps)

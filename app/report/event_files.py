@@ -1,4 +1,4 @@
-"""Reads the scalars of one event file of TensorBoard, and says what could not be read.
+"""Reads the scalars of one TensorBoard event file, and reports what could not be read.
 
 Shapes: S logged steps.
 """
@@ -24,7 +24,7 @@ PATTERN = "events.out.tfevents.[0-9]*"
 """Names of the files that TensorBoard writes."""
 
 STEPS = range(2**53)
-"""Steps that a double can hold one by one; others are damage."""
+"""Steps that a double represents exactly; larger ones are damage."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class EventFile:
 
     Attributes:
         curves: the scalars by tag.
-        problem: what could not be read, in one sentence; ``None`` if all was.
+        problem: description of what could not be read, in one sentence; ``None`` if everything could.
     """
 
     curves: dict[str, Curve]

@@ -2,8 +2,7 @@
 
 A record is its length (8 bytes), the checksum of the length (4), the data, and the checksum of the data (4), in little
 endian. TensorBoard's own reader (2.21) ends at the first wrong checksum as if it were the end of the file
-(https://github.com/tensorflow/tensorboard/pull/3194 says why), so that what comes after it would be missing without a
-word.
+(https://github.com/tensorflow/tensorboard/pull/3194 says why), so that everything after it would be silently missing.
 """
 
 from __future__ import annotations
@@ -24,14 +23,14 @@ MASK = 0xA282EAD8
 """Added to every checksum, after a rotation by 15 bits."""
 
 FIRST_BLOCK, LARGEST_BLOCK = 1 << 12, 1 << 20
-"""Bytes that are searched at a time: the next record is near as a rule."""
+"""Bytes that are searched at a time: the next record is usually near."""
 
 
 def read_records(file: BinaryIO) -> Iterator[bytes | None]:
     """The data of each record of an event file, and ``None`` for each damaged place.
 
-    After a damaged place the next record is searched. A last record that is cut short is left out, since a run that was
-    killed ends like that.
+    After a damaged place, the next record is searched for. A last record that is cut short is left out, since a run
+    that was killed ends like that.
     """
     end = os.fstat(file.fileno()).st_size
     claimed = 0
@@ -49,7 +48,7 @@ def read_records(file: BinaryIO) -> Iterator[bytes | None]:
         if following is None and is_cut_short:
             return
         yield None
-        # Damaged records that take more room than the file has overlap, and were made to be read for ever.
+        # Damaged records that take up more room than the file has must overlap, and were crafted to be read forever.
         if following is None or claimed > 2 * end:
             return
         file.seek(following)
@@ -76,7 +75,7 @@ def _read_data(file: BinaryIO, length: int, end: int) -> bytes | None:
 
 
 def _next_header(file: BinaryIO, start: int) -> int | None:
-    """The first place from `start` on where a length stands with its checksum."""
+    """The first place at or after `start` that has a length and its checksum."""
     size = FIRST_BLOCK
     while True:
         file.seek(start)

@@ -1,4 +1,4 @@
-"""Groups runs by experiment: the same settings, other seeds."""
+"""Groups runs by experiment: the same settings with different seeds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LONGEST_LABEL = 60
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ by their seed only.
+    """Runs that differ only in their seed.
 
     Attributes:
         label: the settings by which it differs from the other groups, or its folder.
@@ -33,10 +33,10 @@ class Group:
 
 
 def group_by_experiment(runs: Sequence[Run]) -> list[Group]:
-    """Group the runs whose configurations differ by their seed only; runs without a configuration stay alone."""
+    """Group runs whose configurations differ only in their seed; runs without a configuration stay alone."""
     by_settings: dict[str, list[Run]] = {}
     for run in runs:
-        # Without a configuration nothing says that two runs are of one experiment.
+        # Without configurations, nothing shows that two runs belong to the same experiment.
         key = repr(sorted(settings_of(run).items())) if run.config else str(run.folder)
         by_settings.setdefault(key, []).append(run)
     members = [_furthest(group) for group in by_settings.values()]
@@ -44,7 +44,7 @@ def group_by_experiment(runs: Sequence[Run]) -> list[Group]:
 
 
 def _furthest(runs: list[Run]) -> list[Run]:
-    """One run a seed, of those that trained as far as any: a killed run is not a sample of the result."""
+    """One run per seed, of those that trained furthest: a killed run is not a sample of the result."""
     if not runs[0].config:  # nothing says how far such a run was to train
         return runs
     kept: dict[str, Run] = {}
@@ -96,7 +96,7 @@ def _folder(runs: list[Run]) -> str:
 
 
 def _words(key: str, value: Any) -> str:
-    """The name of a method says what it is; other values are named by their key."""
+    """The words of a setting: the name of a method speaks for itself, other values are named by their key."""
     name = key.rsplit(".", 1)[-1]
     if name in LAYER_KEYS:
         return str(value)

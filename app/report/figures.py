@@ -54,7 +54,7 @@ def _figure(panels: int) -> tuple[Figure, list[Axes]]:
 def _legend(figure: Figure, axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
     longest = max(map(len, labels), default=0)
-    # About 13.5 characters fit into an inch, and the sample of a line takes the room of eight.
+    # About 13.5 characters fit into an inch, and the sample of a line takes up the room of eight.
     columns = max(1, min(len(labels), int(figure.get_figwidth() * 13.5 / (longest + 8))))
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, handlelength=3.2)
 

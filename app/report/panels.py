@@ -42,7 +42,7 @@ class Panel:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
 
     def x(self, run: Run, steps: Array) -> Array:
-        """The places of steps ``(S,)`` on the horizontal axis."""
+        """The positions of steps ``(S,)`` on the horizontal axis."""
         if not self.in_epochs:
             return steps
         epochs = run.epochs(steps)
@@ -56,7 +56,7 @@ class Panel:
 
         Args:
             tag: of the curves.
-            change: what is drawn of their values.
+            change: a function of their values, which is drawn.
         """
         for index, group in enumerate(self.groups):
             runs, curves = [], []

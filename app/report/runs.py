@@ -30,7 +30,7 @@ class Run:
         folder: its path.
         config: the contents of ``config.yaml``; empty if there is none.
         curves: the scalars by tag.
-        problems: what could not be read of it, a sentence each.
+        problems: descriptions of what could not be read of it, one sentence each.
     """
 
     folder: Path
@@ -45,7 +45,7 @@ class Run:
 
     @property
     def last_step(self) -> float:
-        """The last step that anything was logged for in training."""
+        """The last training step for which anything was logged."""
         ends = [curve.steps[-1] for tag, curve in self.curves.items() if not tag.startswith(NOT_TRAINING)]
         return max(ends, default=0.0)
 
@@ -76,7 +76,7 @@ class Found:
     Attributes:
         runs: the runs that logged a scalar.
         empty: the folders whose event files hold no scalar.
-        problems: what could not be read, a sentence each.
+        problems: descriptions of what could not be read, one sentence each.
     """
 
     runs: list[Run]

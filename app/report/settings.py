@@ -29,11 +29,11 @@ IRRELEVANT = (
     "trainer.default_root_dir",
     "trainer.enable_",
 )
-"""Beginnings of the keys whose values do not make another experiment."""
+"""Beginnings of the keys whose values do not make a different experiment."""
 
 
 def settings_of(run: Run) -> dict[str, Any]:
-    """The settings that make an experiment, as one flat dictionary: ``model.init_args.dim`` and so on."""
+    """The settings that define an experiment, as one flat dictionary: ``model.init_args.dim`` and so on."""
     flat: dict[str, Any] = {}
     if run.config:
         _flatten("", run.config, flat)
@@ -73,7 +73,7 @@ def published_of(run: Run) -> dict[str, Any]:
 
 
 def _names(settings: dict[str, Any], published_warmup: Any) -> list[str]:
-    """The names under which `published` may have the run's numbers; the last takes precedence."""
+    """The names under which `published` may list the run's numbers; the last takes precedence."""
     ending = ""
     for key, value in settings.items():
         # The hybrid protocol is in a configuration once at most.

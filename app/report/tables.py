@@ -1,4 +1,4 @@
-"""The tables of a report: results beside the published ones, condition numbers by stage, and the runs themselves.
+"""The tables of a report: results next to the published ones, condition numbers by stage, and the runs themselves.
 
 Shapes: n runs of a group.
 """
@@ -30,7 +30,7 @@ RESULTS_NOTE = (
 
 
 def results_table(groups: Sequence[Group]) -> Table:
-    """Error and accuracy of every group, beside what was published."""
+    """Error and accuracy of every group, next to the published numbers."""
     rows = []
     for group in groups:
         for metric, name in METRICS.items():
@@ -93,7 +93,7 @@ def _published(group: Group, metric: str, quantity: str) -> tuple[str, str]:
             if value is None:
                 continue
             if given != quantity:
-                if not isinstance(value, int | float):  # a text has no complement
+                if not isinstance(value, int | float):  # text has no complement
                     continue
                 value = round(100 - value, 4)
             numbers.append(f"{when} {value}".strip())

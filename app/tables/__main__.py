@@ -1,7 +1,7 @@
 """The numerical tables of the layers: ``python -m app.tables``.
 
 Approximation error of Taylor and Padé, bounds of the gradients, and forward and gradient error of every layer against
-references in extended precision, beside the numbers of Song et al., ICCV 2021, where there are any.
+references in extended precision, next to the numbers of Song et al., ICCV 2021, where there are any.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from app.console.table import Table
 
 
 def tables() -> Iterator[Table]:
-    """All tables, each as soon as it is computed."""
+    """Yield all tables, each as soon as it is computed."""
     # imported here, so that --help and a wrong flag are answered without torch, mpmath and scikit-image
     from app.tables.approximation import approximation_tables
     from app.tables.bounds import bounds_table

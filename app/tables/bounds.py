@@ -11,7 +11,7 @@ from app.tables.numbers import number
 
 
 def bounds_table() -> Table:
-    """The bounds of K and of D, the factor of the gradient, beside the published ones."""
+    """The bounds of K and of D, the factor of the gradient, next to the published ones."""
     eps = torch.finfo(torch.float64).eps
     pade = pade_maximum(100)
     diagonal = 0.5 * eps**-0.5

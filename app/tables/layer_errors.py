@@ -34,7 +34,7 @@ TOPN = 25
 """svd-topn keeps 25 of the 32 channels here, the share of the 200 of 256 in appendix D."""
 
 ITERATIONS: dict[str, Coefficients] = {"isqrt-cov": classic(5), "ns-minimax": minimax(5), "svd-newton": classic(10)}
-"""The layers with a Newton-Schulz iteration in them, by their default options."""
+"""The layers that use a Newton-Schulz iteration, with their default options."""
 
 Pair = tuple[np.ndarray, np.ndarray]
 """Q ``(d, d)`` and dL/dX ``(d, N)`` of one photograph."""

@@ -17,7 +17,7 @@ PHOTOGRAPHS = ("brick", "grass", "gravel", "moon", "immunohistochemistry", "hubb
 def feature_maps(side: int) -> Tensor:
     """ReLU feature maps of the photographs, ``(6, 32, side, side)`` float64.
 
-    A network of three convolutions with fixed random weights on the centre of each photograph, in grey.
+    They are the output of three convolutions with fixed random weights on the centre of each photograph, in grey.
     """
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)  # fixes the weights; the caller's random state is restored

@@ -40,7 +40,7 @@ class Reference:
         return self._root(s), self._gradient(1 / (s[:, None] + s), 1 / s)
 
     def iteration(self, steps: Coefficients) -> tuple[np.ndarray, np.ndarray]:
-        """The same for the Newton-Schulz iteration, with the coefficients of the layer."""
+        """The square root and its gradient by the Newton-Schulz iteration, with the coefficients of the layer."""
         s, M = self.factors[0], self._rotated[0]
         trace = (s * s).sum()
         x = s * s / trace
@@ -77,7 +77,7 @@ class Reference:
         values, vectors = mpmath.eigsy(mpmath.matrix((Y @ Y.T).tolist()))
         eigenvalues = np.array(values.tolist(), dtype=object).ravel()
         V = np.array(vectors.tolist(), dtype=object)
-        in_range = eigenvalues > eigenvalues[-1] * mpmath.mpf(10) ** (15 - DIGITS)  # the others are round-off
+        in_range = eigenvalues > eigenvalues[-1] * mpmath.mpf(10) ** (15 - DIGITS)  # the remaining ones are round-off
         s, V = np.vectorize(mpmath.sqrt, otypes=[object])(eigenvalues[in_range]), V[:, in_range]
         other = Y.T @ V / s
         if d > N:
