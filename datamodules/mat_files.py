@@ -1,4 +1,4 @@
-"""Read lists in MATLAB's format, version 5, which is that of the published data sets.
+"""Read lists in version 5 of MATLAB's format, which the published data sets use.
 
 Their structure is checked before scipy reads them: scipy reserves memory by the sizes that a file declares, follows any
 depth of nesting, and unpacks what is packed without limit.
@@ -100,7 +100,7 @@ def _elements(content: memoryview, order: str) -> Iterator[Element]:
             raise DamagedListError("it is cut off")
         kind, size = struct.unpack(f"{order}II", content[place : place + 8])
         start = place + 8
-        if kind >> 16:  # a short one: its size is in the upper half of its kind, and its content in the next 4 bytes
+        if kind >> 16:  # a short one has its size in the upper half of its kind, and its content in the next 4 bytes
             kind, size, start = kind & 0xFFFF, kind >> 16, place + 4
             if size > 4:
                 raise DamagedListError("an element has a wrong size")

@@ -36,13 +36,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = OneLineParser(
         "python -m app.report",
         usage="python -m app.report RUN [RUN ...] [--output FOLDER]",
-        description="Write a report of runs: a table beside the published numbers, and plots.",
+        description="Write a report of runs: tables of their results next to the published numbers, and plots.",
     )
     parser.add_argument(
         "runs", type=Path, nargs="+", metavar="RUN", help="folder of a run (runs/demo/version_0), or of several (runs)"
     )
     parser.add_argument(
-        "--output", type=Path, default=Path("report"), metavar="FOLDER", help="where to write it (default: report)"
+        "--output", type=Path, default=Path("report"), metavar="FOLDER", help="folder of the report (default: report)"
     )
     return parser.parse_args(arguments)
 

@@ -33,7 +33,7 @@ def write_report(runs: Sequence[Run], folder: Path, problems: Sequence[str] = ()
     Args:
         runs: one or more.
         folder: is made if it does not exist.
-        problems: what could not be read of the runs, a sentence each.
+        problems: descriptions of what could not be read, one sentence each.
     """
     groups = group_by_experiment(runs)
     text = ["# Report", "", *_list_of(problems)]
@@ -72,7 +72,7 @@ def _escaped(table: Table) -> Table:
 
 
 def escaped(text: str) -> str:
-    r"""A text of the user that Markdown shows unchanged: no tags, links, code, formulae or cells, and no control characters.
+    r"""A text of the user that Markdown shows unchanged: no tags, links, code, formulae, cells or control characters.
 
     >>> escaped("a|<b>")
     'a\\|\\<b\\>'
