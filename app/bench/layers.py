@@ -96,7 +96,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         f"number there is none (default: {sweep}; with --full {sweep} {SWEEP[-1]})",
     )
     parser.add_argument(
-        "--methods", nargs="+", choices=names, metavar="NAME", default=names, help=f"all (default) or some of {names}"
+        "--methods",
+        nargs="+",
+        choices=names,
+        metavar="NAME",
+        default=names,
+        help=f"all (default) or some of {', '.join(names)}",
     )
     add_repeats(parser, default=5)
     add_device(parser)
@@ -132,8 +137,8 @@ def _describe_other_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--step",
         action="store_true",
-        help="take a training step of a configuration apart instead: --step --config FILE [--synthetic SIDE], and the "
-        "options of train.py fit",
+        help="instead, time the parts of a training step of a configuration: --step --config FILE [--synthetic SIDE], "
+        "and the options of train.py fit",
     )
     parser.add_argument(
         "--treatments",
