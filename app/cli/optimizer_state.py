@@ -66,7 +66,8 @@ def _check_groups(stored: Sequence[Any], optimizer: Optimizer, name: str, same_s
     identifiers: list[int] = []
     for index, (settings, group) in enumerate(zip(stored, groups, strict=True)):
         place = f"{name}.param_groups[{index}]"
-        check_like(settings, {**group, "params": [0]}, place)
+        check_like(settings, {key: value for key, value in group.items() if key != "params"}, place, whole=False)
+        check_like(settings, {"params": [0]}, place)
         if len(settings.get("params", [])) != len(group["params"]):
             raise ValueError(f"{place} is not of {len(group['params'])} parameters")
         identifiers += settings["params"]
@@ -121,7 +122,7 @@ def _check_state(
         if isinstance(here, Tensor):
             check_tensor_like(state[key], here, f"{place}.{key}")
         elif not (is_number(here) and isinstance(state[key], Tensor) and not state[key].ndim):
-            check_like(state[key], here, f"{place}.{key}")
+            check_like(state[key], here, f"{place}.{key}", whole=False)
     for key, value in state.items():
         _check_values(value, f"{place}.{brief(key)}", key in NOT_NEGATIVE)
 

@@ -7,6 +7,7 @@ failure of the first step.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -22,6 +23,7 @@ from app.cli.schedule_state import check_rates, check_schedule_states
 from app.cli.state_kinds import check_like, is_number, is_whole
 from app.console.text import brief, printable
 from app.models.torch_files import is_finite
+from datamodules.training_position import TrainingPosition
 
 LIBRARIES = ("callbacks.", "pytorch_lightning.")
 """Modules of callbacks whose states are compared with what they hold: those of the user's are not asked."""
@@ -127,18 +129,22 @@ def _check_counters(stored: Mapping[str, Any], here: Mapping[str, Any], name: st
 
 
 def _check_data(checkpoint: Mapping[str, Any], trainer: pl.Trainer) -> None:
-    """Check the state of the data module; that of this program's holds counts."""
+    """Check the state of the data module; in that of this program's, the types of the `TrainingPosition`."""
     data = trainer.datamodule  # type: ignore[attr-defined]
-    state = checkpoint.get(type(data).__qualname__)
-    if data is None or state is None:
+    name = type(data).__qualname__
+    if data is None or name not in checkpoint or not type(data).__module__.startswith("datamodules."):
         return
-    ours = type(data).__module__.startswith("datamodules.")
-    check_like(state, data.state_dict() if ours else {}, type(data).__qualname__)
-    if not ours:
-        return
-    for key, value in state.items():
-        if isinstance(value, int) and not (is_whole(value) and value >= 0):
-            raise ValueError(f"{type(data).__qualname__}.{brief(key)} is {brief(value)}, not a count")
+    state = checkpoint[name]
+    check_like(state, {}, name)
+    # The state has been loaded already. What is wrong in it would be noticed when the order of the images is drawn.
+    for field in dataclasses.fields(TrainingPosition):
+        value = state.get(field.name, field.default)
+        if value == field.default:
+            continue
+        if field.name == "fingerprint":
+            check_like(value, "", f"{name}.{field.name}")
+        elif not is_whole(value) or value < 0:
+            raise ValueError(f"{name}.{field.name} is {brief(value, 80)}, not a count")
 
 
 def _check_precision(checkpoint: Mapping[str, Any], trainer: pl.Trainer) -> None:

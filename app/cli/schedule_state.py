@@ -14,6 +14,9 @@ from app.console.text import brief
 CHANGING = ("last_epoch", "best", "num_bad_epochs", "cooldown_counter", "T_cur", "T_i")
 """Entries of torch's schedules that change in the course of a training; names with an underscore do too."""
 
+COUNTS = ("last_epoch", "_step_count")
+"""Entries that count epochs or steps."""
+
 LIBRARIES = ("torch.optim.", "pytorch_lightning.")
 """Where schedules come from of which it is known what changes."""
 
@@ -51,13 +54,13 @@ def _check_state(state: Mapping[Any, Any], here: Mapping[str, Any], name: str, s
             if key.startswith("_") and key != "_last_lr":  # differs between versions of torch
                 continue
             raise ValueError(f"{name} has no {key}")
-        check_like(state[key], value, place)
+        check_like(state[key], value, place, whole=key in COUNTS)
         if key == "_schedulers":  # schedules made of schedules
             for index, (inner, inner_here) in enumerate(zip(state[key], value, strict=True)):
                 _check_state(inner, inner_here, f"{place}[{index}]", same_settings)
         elif same_settings and not key.startswith("_") and key not in CHANGING and state[key] != value:
             raise ValueError(f"{place} is {brief(state[key])}, and the settings beside it say {brief(value)}")
-        if key in ("last_epoch", "_step_count") and state[key] < 0:
+        if key in COUNTS and state[key] < 0:
             raise ValueError(f"{place} is {state[key]}, and cannot be negative")
         if key == "_last_lr" and len(state[key]) != len(value):
             raise ValueError(f"{place} has {len(state[key])} learning rates, not {len(value)}")

@@ -13,7 +13,7 @@ LARGEST = 2**62
 """Bound of stored whole numbers: counters are added to, and turned into numbers of 64 bits."""
 
 
-def check_like(stored: Any, here: Any, name: str) -> None:
+def check_like(stored: Any, here: Any, name: str, *, whole: bool = True) -> None:
     """Check that a stored value is of the kind of the one that it would replace.
 
     Entries that a dictionary has only on one side are not compared: states change from one version to the next.
@@ -23,6 +23,7 @@ def check_like(stored: Any, here: Any, name: str) -> None:
         stored: a value of a checkpoint.
         here: the value that it would replace.
         name: its name in the message.
+        whole: whether a whole number may only be replaced by another. Settings are often whole by chance.
 
     Raises:
         ValueError: if it is of another kind.
@@ -32,17 +33,17 @@ def check_like(stored: Any, here: Any, name: str) -> None:
     elif isinstance(here, Mapping):
         _check(isinstance(stored, Mapping), stored, name, "a dictionary")
         for key in here.keys() & stored.keys():
-            check_like(stored[key], here[key], f"{name}.{brief(key)}")
+            check_like(stored[key], here[key], f"{name}.{brief(key)}", whole=whole)
     elif isinstance(here, list | tuple):
         _check(isinstance(stored, list | tuple), stored, name, "a list")
         if here:
             for index, entry in enumerate(stored):
-                check_like(entry, here[min(index, len(here) - 1)], f"{name}[{index}]")
+                check_like(entry, here[min(index, len(here) - 1)], f"{name}[{index}]", whole=whole)
     elif isinstance(here, bool):
         _check(isinstance(stored, bool), stored, name, "true or false")
-    elif isinstance(here, int):
+    elif isinstance(here, int) and whole:
         _check(is_whole(stored), stored, name, "a whole number")
-    elif isinstance(here, float):
+    elif isinstance(here, int | float):
         _check(is_number(stored), stored, name, "a number")
     elif isinstance(here, str):
         _check(isinstance(stored, str), stored, name, "a text")

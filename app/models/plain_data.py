@@ -85,11 +85,11 @@ class _Measure:
             raise ValueError(f"it is nested more than {DEEPEST} levels deep")
         entries = 1
         if type(value) in DICTIONARIES or type(value) in SEQUENCES:
+            _check_attributes(value, self.name)
             for key, entry in _children(value):
                 self._path.append(key)
                 entries += self.walk(entry)
                 self._path.pop()
-            _check_attributes(value, self.name)
         else:
             entries += self._atom(value)
         self.entries[id(value)] = entries

@@ -201,3 +201,45 @@ def test_tensors_that_are_none(tmp_path, key, change, message):
     refused = pytest.raises(ValueError, match=f"model.{key}: .*{message}.*: give another file") if message else None
     with refused or nullcontext():
         Classifier(10, backbone="resnet18", dim=16, **{key: path})
+
+
+def saved(tmp_path, **changes):
+    """A file of this program's weights, with other entries."""
+    source = classifier(backbone="compact", dim=16)
+    torch.save({**source.state_dict(), **changes}, tmp_path / "a.pth")
+    return tmp_path / "a.pth"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"module.backbone.stage1.0.weight": torch.zeros(32, 3, 3, 3)},
+            "two tensors for backbone.stage1.0.weight: ",
+        ),
+        ({"classifier.bias": torch.full((10,), torch.inf)}, "classifier.bias contains non-finite values"),
+        ({"backbone.stage1.0.weight": torch.ones(32, 3, 3, 3, dtype=torch.long)}, "int64 in the file, float32 here"),
+        ({"backbone.stage1.1.num_batches_tracked": torch.tensor(1.5)}, "float32 in the file, int64 here"),
+        ({"classifier.weight": torch.zeros(1).expand(2**24, 256)}, r"classifier.weight declares 1\.7e\+10 bytes"),
+    ],
+)
+def test_entries_that_would_be_another_network(tmp_path, changes, message):
+    path = saved(tmp_path, **changes)
+    with pytest.raises(ValueError, match=f"model.init_from: .*a.pth.*{message}"):
+        classifier(path, backbone="compact")
+
+
+def test_a_classifier_of_other_classes_is_not_computed_on(tmp_path, caplog):
+    path = saved(tmp_path, **{"classifier.weight": torch.zeros(1).expand(1000, 256)})
+    with caplog.at_level("INFO"):
+        classifier(path, backbone="compact")
+    assert "classifier.weight (1000x256 in the file, 10x136 here)" in caplog.text
+
+
+def test_names_from_a_file_are_printed_without_control_characters(tmp_path, caplog):
+    path = saved(tmp_path, **{"classifier.\x1b[2J\x07": torch.zeros(1), "classifier." + "x" * 10**6: torch.zeros(1)})
+    with caplog.at_level("INFO"):
+        classifier(path, backbone="compact")
+    assert "classifier.\\x1b[2J\\x07" in caplog.text
+    assert "\x1b" not in caplog.text
+    assert len(caplog.text) < 5000

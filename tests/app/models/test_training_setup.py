@@ -62,3 +62,10 @@ def test_differences_are_named(stored, here, message):
 def test_older_checkpoints_name_parts_that_are_not_in_use():
     check_unchanged({**SGD, "OptimalLearningRate": "not in use"}, SGD)
     check_unchanged(SGD, SGD)
+
+
+def test_a_long_list_of_differences_is_cut():
+    stored = {f"part{i}": "x" * 10**5 for i in range(1000)}
+    with pytest.raises(ValueError, match=r"and 992 more\)") as error:
+        check_unchanged(stored, {})
+    assert len(str(error.value)) < 3000
