@@ -40,6 +40,7 @@ from app.cli.lightning_compat import (
 from app.cli.messages import explain
 from app.cli.number_of_classes import take_number_of_classes
 from app.cli.parser import DESCRIPTION, HelpFormatter, Parser
+from app.cli.restoration import CheckedRestoration, errors_name_the_checkpoint
 from app.cli.run_checkpoint import read_run
 from app.cli.run_folder import (
     find_checkpoint,
@@ -52,15 +53,17 @@ from app.cli.run_folder import (
 from app.cli.run_lock import folders_to_own, is_first_process, owning, refuse_existing_run
 from app.cli.saved_config import SavedConfig
 from app.cli.text_files import check_text_files
-from app.console.errors import fail, one_line, wants_traceback
+from app.console.errors import LONGEST_LINE, fail, one_line, wants_traceback
 from app.console.plugins import import_plugins
+from app.console.text import brief
 from app.console.threads import errors_of_threads
 from callbacks.best_checkpoint import BestCheckpoint
 
 UNREADABLE_IMAGES = 3
-"""Exit status of a prediction that went through, but could not read some of the images."""
+"""Exit status of a prediction that finished, but could not read some of the images."""
 
 ALWAYS: tuple[type[pl.Callback], ...] = (
+    CheckedRestoration,
     callbacks.SameCheckpoint,
     callbacks.StopOnSignal,
     callbacks.FiniteEvaluation,
@@ -92,8 +95,8 @@ class CLI(LightningCLI):
             "--published",
             type=dict[str, Any] | None,
             help="for `python -m app.report`: the row of a paper that this run repeats, as {table, row, top1_error, "
-            "top5_error, top1_accuracy, top5_accuracy} in percent, or such a dictionary for each meta-layer; it stays "
-            "in config.yaml and changes nothing",
+            "top5_error, top1_accuracy, top5_accuracy} in percent, or such a dictionary for each meta-layer; it is "
+            "stored in config.yaml and does not affect the run",
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
@@ -190,12 +193,13 @@ class CLI(LightningCLI):
         stack.enter_context(owning(folders_to_own(trainer), NODE_FAILURE if restarted() else 0.0))
 
     def _run_subcommand(self, subcommand: str) -> None:
-        if callable(signal.getsignal(signal.SIGINT)):  # until here train.py answered; nohup's ignoring stays
+        if callable(signal.getsignal(signal.SIGINT)):  # until here, train.py handled it; under nohup it stays ignored
             signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             with contextlib.ExitStack() as stack, errors_of_threads(str(run_folder(self.config[subcommand]))):
                 if subcommand == "fit":
                     self._own_run_folder(stack)
+                stack.enter_context(errors_name_the_checkpoint(self.trainer))
                 super()._run_subcommand(subcommand)
         except BaseException as error:
             end_child_processes(self.trainer)
@@ -240,7 +244,7 @@ def main(arguments: Sequence[str] | None = None, cli: type[CLI] = CLI) -> None:
         arguments: the command line without the program; ``None``: that of this process.
         cli: the command line to run.
     """
-    warnings.formatwarning = lambda message, *_, **__: f"warning: {one_line(str(message))}\n"
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {brief(one_line(str(message)), LONGEST_LINE)}\n"
     ignore_unfounded_warnings()
     arguments = import_plugins(sys.argv[1:] if arguments is None else arguments)
     try:
