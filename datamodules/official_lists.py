@@ -90,6 +90,8 @@ def _is_number(text: str) -> bool:
 
 def shown(value: object) -> str:
     """A value of a list as a message shows it: short, and without control characters."""
+    if isinstance(value, np.generic):  # whose text has the name of its type
+        value = value.item()
     return shortened(printable(repr(value)), 80)
 
 

@@ -1,4 +1,4 @@
-"""How far a training is, as its checkpoints keep it, and whether it can be resumed from there."""
+"""The position of a run in its training, as its checkpoints keep it, and whether the run can be resumed there."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pytorch_lightning.utilities import rank_zero_warn
 
 @dataclass(frozen=True)
 class TrainingList:
-    """The list of training images, in brief: images that were added or removed change the order of all.
+    """A summary of the list of training images: adding or removing images changes the order of all of them.
 
     Attributes:
         images: their number.
@@ -33,7 +33,7 @@ class TrainingList:
 
 @dataclass(frozen=True)
 class TrainingPosition:
-    """How far into which epoch a training is. Checkpoints hold plain types only, so its flag is 0 or 1.
+    """The epoch of a run and its position in it. Checkpoints hold only plain types, so the flag is 0 or 1.
 
     Attributes:
         seed: seed of the run.
@@ -68,15 +68,20 @@ class TrainingPosition:
                 raise ValueError(f"the checkpoint does not say {field.name} of its training data: it is damaged")
         return cls(**known)
 
+    @property
+    def is_mid_epoch(self) -> bool:
+        """Whether a part of the epoch is done; none is before its first batch, where tools of Lightning save too."""
+        return self.batches > 0 and not self.epoch_is_complete
+
     def check(self, batch_size: int, training_list: TrainingList | None) -> None:
         """Check that a run can be resumed here.
 
         At the end of an epoch, a training set that has changed is only worth a warning.
 
         Raises:
-            ValueError: mid-epoch, if the batch size or the list of training images is another one.
+            ValueError: mid-epoch, if the batch size or the list of training images has changed.
         """
-        if not self.epoch_is_complete and batch_size != self.batch_size:
+        if self.is_mid_epoch and batch_size != self.batch_size:
             raise ValueError(
                 f"data.batch_size is {batch_size}, and {self.batch_size} in the checkpoint, which is from the middle "
                 f"of an epoch: resume with {self.batch_size}, or from a checkpoint of the end of an epoch"
@@ -84,7 +89,7 @@ class TrainingPosition:
         difference = self._difference(training_list)
         if difference is None:
             return
-        if not self.epoch_is_complete:
+        if self.is_mid_epoch:
             raise ValueError(
                 f"{difference}; the checkpoint is from the middle of an epoch, and the rest of that epoch would be "
                 "others: restore the training set, or resume from a checkpoint of the end of an epoch"

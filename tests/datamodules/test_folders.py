@@ -1,10 +1,13 @@
 import os
+import subprocess
+import sys
 
 import pytest
 from PIL import Image
 
 from datamodules import ImageFolder
 from datamodules.folders import read_folder, walk_images
+from tests.conftest import ROOT
 
 
 def image(path):
@@ -60,3 +63,35 @@ def test_training_and_prediction_see_the_same_images(tmp_path, linked):
     in_prediction = [str(path) for path in data.predict_dataloader().dataset.files]
     assert in_training == in_prediction
     assert len(in_prediction) == 8
+
+
+def test_a_link_to_itself_is_named_when_it_is_read(tmp_path):
+    (tmp_path / "loop.jpg").symlink_to(tmp_path / "loop.jpg")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    content = read_folder(tmp_path)
+    assert content.images == ["loop.jpg"]
+    assert content.others == ["loop"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs another user")
+def test_a_folder_that_may_not_be_read_is_named(tmp_path):
+    """In training and in prediction: its images are not left out without a word."""
+    for name in ("a", "b"):
+        image(tmp_path / name / "1.png")
+        image(tmp_path / name / "2.png")
+    (tmp_path / "b").chmod(0)
+    code = f"""
+import os
+from datamodules import ImageFolder
+os.chdir({str(tmp_path)!r})
+os.setuid(65534)
+data = ImageFolder(".", num_workers=0, predict_folder=".")
+for read in (lambda: data.files("train"), data.predict_dataloader):
+    try:
+        read()
+    except OSError as error:
+        print(error)
+"""
+    tmp_path.chmod(0o755)
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert run.stdout.splitlines() == ["[Errno 13] Permission denied: 'b'"] * 2, run.stderr

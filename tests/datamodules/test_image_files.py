@@ -1,6 +1,7 @@
 """Labelled image files: reading them, and those that cannot be read."""
 
 import contextlib
+import os
 import re
 
 import pytest
@@ -71,6 +72,49 @@ def test_a_batch_without_any_readable_image(small, tmp_path, mini, workers):
     with reading_fails(data) as caught:
         list(data.val_dataloader())
     assert re.match(r"^none of the 3 images of a batch can be read: [^\n]*$", str(caught.value))
+
+
+def test_a_class_of_which_no_image_can_be_read_is_named(small, tmp_path, mini, capfd):
+    data = small(on_unreadable="skip")
+    for file in (tmp_path / "val" / "n02-bee").iterdir():
+        mini.cut(file)
+    data.setup("validate")
+    list(data.val_dataloader())
+    data.teardown("validate")
+    assert capfd.readouterr().err.endswith("none of the evaluation images of the class n02-bee can be read\n")
+
+
+@pytest.mark.parametrize("skip", [True, False])
+def test_names_of_any_bytes_are_named(small, tmp_path, skip, capfd):
+    """Bytes that are not UTF-8, and control characters, which a terminal would obey."""
+    data = small(on_unreadable="skip" if skip else "error", batch_size=2)
+    folder = tmp_path / "val" / "n01-ant"
+    (folder / os.fsdecode(b"0\x1b[2J\xff.jpg")).write_text("no image")
+    data.setup("validate")
+    if skip:
+        list(data.val_dataloader())
+        text = capfd.readouterr().err
+    else:
+        with reading_fails(data) as caught:
+            list(data.val_dataloader())
+        text = str(caught.value)
+    assert r"n01-ant/0\x1b[2J\udcff.jpg: cannot identify" in text
+
+
+def test_a_file_that_vanishes_after_it_was_listed(small, tmp_path):
+    data = small()
+    data.setup("validate")
+    next((tmp_path / "val" / "n01-ant").iterdir()).unlink()
+    with reading_fails(data) as caught:
+        list(data.val_dataloader())
+    assert "No such file" in str(caught.value)
+
+
+def test_shared_memory_is_used_for_loader_processes_only(small):
+    for workers in (0, 1):
+        data = small(num_workers=workers)
+        data.setup("validate")
+        assert data.val_set.unreadable.is_shared() == (workers > 0)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "I;16"])
