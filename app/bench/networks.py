@@ -63,7 +63,7 @@ NOTE = (
     "Times are medians, an image; the published figures stand after the strokes (four Titan Xp). x GAP is the ratio to "
     "average pooling in the same network. Pooling is its share of a training step, forward and backward. GB is the "
     "peak memory of network and training step; it is known on GPUs only. Multiply-adds count eigendecompositions by "
-    "formula: isqrt-cov and ns-minimax decompose on a CPU, and multiply elsewhere. Those of ResNet-50 and deeper "
+    "formula: the iterations decompose on a CPU, and multiply elsewhere. Those of ResNet-50 and deeper "
     "are 0.23 G above the published ones, as torchvision's networks stride in their 3x3 convolutions."
 )
 

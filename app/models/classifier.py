@@ -55,14 +55,15 @@ class Classifier(pl.LightningModule):
         backbone: alexnet, alexnet_bn, resnet18, resnet34, resnet50, resnet101, resnet152, mobilenet_v2 or compact; or a
             torch.nn.Module of your own, {class_path: my_module.MyBackbone, init_args: {width: 64}}, that turns images
             into a feature map (B, C, h, w) or tokens (B, N, C).
-        meta_layer: gap for global average pooling; or the method for the covariance and its gradient: isqrt-cov,
-            ns-minimax, mpn-cov, svd-exact, svd-pade, svd-taylor, svd-trunc, svd-topn, svd-newton or svd-pi; or the
-            class path of an app.spectral.Method or of a torch.nn.Module that normalises the covariance,
-            (B, d, d) -> (B, d, d).
+        meta_layer: gap for global average pooling; or the method for the square root of the covariance and its
+            gradient: isqrt-cov, ns-minimax, svd-halley, mpn-cov, svd-exact, svd-pade, svd-taylor, svd-trunc, svd-topn,
+            svd-newton or svd-pi; or power or log of the covariance; or the class path of an app.spectral.Method or of
+            a torch.nn.Module that normalises the covariance, (B, d, d) -> (B, d, d).
         dim: channels d of the covariance, to which a 1x1 convolution with batch norm and ReLU reduces those of the
             backbone; several numbers: that many reductions, one after the other (256 and 128 in Wang et al., CVPR
             2020); null: no reduction. The classifier has d (d + 1) / 2 inputs. Not used by gap.
-        meta_options: options of a meta_layer that is given by name, such as {taylor_degree: 50} or {iterations: 7}.
+        meta_options: options of a meta_layer that is given by name, such as {taylor_degree: 50} or {iterations: 7};
+            those of power are {alpha: 0.5, method: svd-exact}, those of log {eps: 1e-5, method: svd-exact}.
         spectral_dtype: precision of the covariance and of its function.
         function: function of the covariance, as the class path of an app.spectral.ScalarFunction, such as
             {class_path: app.spectral.Power, init_args: {alpha: 0.4}}; null: the square root.
