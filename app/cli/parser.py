@@ -6,7 +6,7 @@ import argparse
 import inspect
 import re
 from collections.abc import Iterator, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytorch_lightning as pl
 from jsonargparse import DefaultHelpFormatter
@@ -29,6 +29,14 @@ Any value of the configuration is a flag too: --model.meta_layer svd-pade, --tra
 --import MODULE, which may be repeated, first imports a module of your own, so that the methods and classes that it
 registers or defines are known by their short names."""
 
+SUBCOMMANDS = {
+    "fit": "Train a network, and validate it after every epoch.",
+    "validate": "Evaluate a network on the validation images.",
+    "test": "Evaluate a network on the test images.",
+    "predict": "Classify the images of a folder, and write predictions.csv.",
+}
+"""Descriptions of the subcommands."""
+
 BASES = (pl.LightningModule, pl.LightningDataModule, pl.Callback, Logger, Optimizer, LRScheduler)
 """Classes whose subclasses are known by their short names on the command line."""
 
@@ -42,6 +50,19 @@ class HelpFormatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
 
 class Parser(LightningArgumentParser):
     """A parser that ends with one line instead of the whole usage."""
+
+    def format_help(self, *args: Any, **kwargs: Any) -> str:
+        # Lightning 2.6 describes a subcommand by the first line of a docstring, even if that ends mid-sentence.
+        name = getattr(self, "subcommand", None)
+        if name in SUBCOMMANDS:
+            for group in self._action_groups:
+                if group.title == self.description:
+                    group.title = SUBCOMMANDS[name].rstrip(".")
+            self.description = SUBCOMMANDS[name]
+        if self._subcommands_action is not None:
+            for entry in self._subcommands_action._choices_actions:
+                entry.help = SUBCOMMANDS[entry.dest]
+        return super().format_help(*args, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if wants_traceback() and ex is not None:

@@ -20,6 +20,12 @@ def test_help_says_what_the_program_is_and_shows_commands(main, capsys):
     for command in re.findall(r"python train\.py (.*)", text):
         assert command.split()[0] in ("fit", "test", "predict")
     assert "Lightning Trainer command line tool" not in text
+    assert re.search(r"predict +Classify the images of a folder", text)
+
+
+def test_help_of_a_subcommand_describes_it(main, capsys):
+    assert main("test", "--help") == 0
+    assert "\n\nEvaluate a network on the test images.\n\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
