@@ -44,7 +44,7 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What turns an image upright, by its orientation tag (EXIF 2.3, section 4.6.4)."""
+"""Transpositions that turn an image upright, by its orientation tag (EXIF 2.3, section 4.6.4)."""
 
 BITS_PER_SAMPLE, SAMPLE_FORMAT, UNSIGNED = 258, 339, 1
 """Two tags of TIFF, and the value of the second for integers without a sign."""

@@ -1,7 +1,7 @@
-"""Whether a plain value is of the type of an argument.
+"""Check whether a plain value has the type of an argument.
 
-A configuration is parsed by jsonargparse, which makes objects of what names a class. The values in a checkpoint come
-from anybody, so they never get there before they are known to be plain data of the argument's type.
+A configuration is parsed by jsonargparse, which makes objects of what names a class. The values in a checkpoint may
+come from anybody, so they are never passed on before they are known to be plain data of the argument's type.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def argument_types(function: Callable[..., Any]) -> dict[str, Any]:
         function = function.__init__
     try:
         return get_type_hints(function)
-    except Exception:  # Of a function of the user's, whose annotations may name what cannot be imported.
+    except Exception:  # The annotations of a user's function may name modules that cannot be imported.
         return {}
 
 

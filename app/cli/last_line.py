@@ -59,7 +59,7 @@ def print_predictions(trainer: pl.Trainer, writer: callbacks.PredictionWriter) -
 
 
 def end_progress_bar(trainer: pl.Trainer) -> None:
-    """End the line of a progress bar that an error has interrupted, so that the error stands on a line of its own."""
+    """End the line of a progress bar that an error has interrupted, so that the error is on its own line."""
     bar = trainer.progress_bar_callback
     if not getattr(bar, "is_enabled", False):  # a user's own progress bar may have no such attribute
         return

@@ -1,4 +1,4 @@
-"""Save the configuration of a run beside its log."""
+"""Save the configuration of a run next to its log."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class SavedConfig(SaveConfigCallback):
 
 
 def _folder(trainer: pl.Trainer, log_dir: str | None) -> Path | None:
-    """The folder of the configuration; there is none where a run leaves nothing else either."""
+    """The folder of the configuration, ``None`` if the run writes nothing else either."""
     if trainer.fast_dev_run:  # type: ignore[attr-defined]
         return None
     if not trainer.loggers:

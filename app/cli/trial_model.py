@@ -1,7 +1,7 @@
-"""Build the model of a checkpoint without memory, to learn whether its hyper-parameters are a model at all.
+"""Build the model of a checkpoint without memory, to check that its hyper-parameters describe a model at all.
 
-A number of classes or channels in a prepared file could otherwise ask for any amount of memory, and what the model
-refuses would look as if the user had written it.
+Otherwise a number of classes or channels in a prepared file could ask for any amount of memory, and an error of the
+model would look as if the user had written the value.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""What all commands share: errors of one line, arguments, tables of text. It loads no torch."""
+"""Shared by all commands: one-line errors, arguments, text tables. It loads no torch."""

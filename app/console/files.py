@@ -20,7 +20,7 @@ def check_output_file(path: Path) -> None:
     target = _target(path)
     if os.path.isdir(target):  # noqa: PTH112, methods of `Path` raise where they may not look
         raise IsADirectoryError(f"{path} is a folder: give a file")
-    for folder in (path.parent, target.parent):  # another one behind a link
+    for folder in (path.parent, target.parent):  # a link may lead to another folder
         if not os.path.isdir(folder):  # noqa: PTH112
             raise FileNotFoundError(f"there is no folder {folder}")
     if os.path.exists(target):  # noqa: PTH110
@@ -54,7 +54,8 @@ def write_files(contents: Mapping[Path, bytes]) -> None:
     """Write files beside their destinations, and put them in their places when all are complete and on the disk.
 
     A disk that is full, or a process that is killed, leaves all older files as they were, and at most files
-    ``NAME.part``, which the next call overwrites. Where a link leads is replaced, and the link stays.
+    ``NAME.part``, which the next call overwrites. If the destination is a link, its target is replaced, and the link
+    stays.
 
     Raises:
         OSError: if a file cannot be written; the message names it and says why.
@@ -79,7 +80,7 @@ def write_files(contents: Mapping[Path, bytes]) -> None:
 
 
 def _target(path: Path) -> Path:
-    """The absolute path behind links; unlike `Path.resolve`, it does not raise for links that lead in a circle."""
+    """The absolute path with links resolved; unlike `Path.resolve`, it raises no error for circular links."""
     if "\0" in str(path):
         raise OSError(f"{str(path)!r} is not the name of a file")
     return Path(os.path.realpath(path))

@@ -1,8 +1,8 @@
-"""Bounds of what a file may hold: plain data and tensors, of a depth and size that can be walked and stored.
+"""Limits on the contents of a file: plain data and tensors, of a depth and size that can be walked and stored.
 
 A file of a few kilobytes can describe gigabytes: lists that contain each other, or a tensor that is a view of one
-number. Whoever compared, copied or printed such a value would never end. So everything is measured once, after it was
-read and before anything else walks it.
+number. Comparing, copying or printing such a value would never end. So everything is measured once, after it was read
+and before anything else walks it.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ KEYS = (str, int, float, bool, type(None), bytes, tuple)
 
 
 def check_plain(content: Any, file_size: int) -> None:
-    """Check what a file holds.
+    """Check the contents of a file.
 
     Args:
         content: what was read.
         file_size: bytes of the file.
 
     Raises:
-        ValueError: for other objects than plain data and tensors, and beyond the bounds of this module; the message
+        ValueError: for objects other than plain data and tensors, and beyond the limits of this module; the message
             names the entry.
     """
     measure = _Measure()
@@ -59,7 +59,7 @@ def check_plain(content: Any, file_size: int) -> None:
 
 
 class _Measure:
-    """One walk through the content of a file.
+    """One walk through the contents of a file.
 
     Attributes:
         entries: number of entries within each object, itself included, by its id.
@@ -80,7 +80,7 @@ class _Measure:
         self.visited += 1
         if id(value) in self.entries:
             return self.entries[id(value)]
-        # Recursion ends here at the latest, also where lists contain themselves.
+        # Recursion ends here at the latest, even if lists contain themselves.
         if len(self._path) > DEEPEST:
             raise ValueError(f"it is nested more than {DEEPEST} levels deep")
         entries = 1

@@ -1,4 +1,4 @@
-"""The names that other programs give to the tensors of their networks, and the names of the same tensors here.
+"""The names that other programs give to the tensors of their networks, mapped to the names of the same tensors here.
 
 The names here are ``backbone.<torchvision's name>``, ``pooling.reduction.0`` (1x1 convolution), ``pooling.reduction.1``
 (its batch norm) and ``classifier``. The other programs are torchvision, fast-MPN-COV and DifferentiableSVD.

@@ -55,7 +55,7 @@ def _check_output(folder: Path) -> None:
 
 
 def _read(folders: Sequence[Path]) -> Found:
-    """All runs, each once, also where the folders contain each other.
+    """All runs, each once, even if the folders contain each other.
 
     Raises:
         ValueError: if there are none.

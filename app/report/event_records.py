@@ -1,4 +1,4 @@
-"""The records of an event file, also of a damaged one.
+"""Reads the records of an event file, even of a damaged one.
 
 A record is its length (8 bytes), the checksum of the length (4), the data, and the checksum of the data (4), in little
 endian. TensorBoard's own reader (2.21) ends at the first wrong checksum as if it were the end of the file

@@ -71,7 +71,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Found:
-    """What was found in a folder.
+    """The runs that were found in a folder, and the problems.
 
     Attributes:
         runs: the runs that logged a scalar.

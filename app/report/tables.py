@@ -84,7 +84,7 @@ def spread(accuracies: Array, quantity: str) -> str:
 
 
 def _published(group: Group, metric: str, quantity: str) -> tuple[str, str]:
-    """The published numbers of a quantity, also where they are given as its complement; and their source."""
+    """The published numbers of a quantity, even if they are given as its complement, and their source."""
     numbers = []
     for when in ("", "final", "best"):
         for given in ("error", "accuracy"):
