@@ -109,11 +109,14 @@ def _check_weights(checkpoint: Mapping[str, Any], pl_module: pl.LightningModule)
 def _check_loops(stored: Mapping[str, Any], trainer: pl.Trainer) -> None:
     """Check the counters of the loops."""
     for name in LOOPS:
+        if name not in stored:
+            continue
         here = getattr(trainer, name).state_dict()
-        check_like(stored.get(name, {}), here, f"loops.{name}")
-        for key in here.keys() & stored.get(name, {}).keys():
-            if key.endswith("_progress"):
-                _check_counters(stored[name][key], here[key], f"loops.{name}.{key}")
+        check_like(stored[name], here, f"loops.{name}")
+        for key in filter(lambda key: key.endswith("_progress"), here):
+            if key not in stored[name]:
+                raise ValueError(f"loops.{name} has no {key}")
+            _check_counters(stored[name][key], here[key], f"loops.{name}.{key}")
 
 
 def _check_counters(stored: Mapping[str, Any], here: Mapping[str, Any], name: str) -> None:

@@ -49,6 +49,7 @@ EDITS = {
     ),
     "negative": (lambda c: loop(c)["epoch_progress"]["total"].update(ready=-1), "ready is -1, and cannot be negative"),
     "unknown": (lambda c: loop(c)["epoch_progress"]["total"].update(reset=1), "reset is missing or unknown"),
+    "progress": (lambda c: loop(c).pop("epoch_progress"), "loops.fit_loop has no epoch_progress"),
     "skipped": (lambda c: state_of(c, "NonFinite").update(skipped="x"), "NonFinitePolicy.skipped is x, not a whole"),
     "entry": (lambda c: state_of(c, "NonFinite").clear() or state_of(c, "NonFinite").update(a=1), "no entry skipped"),
     "score": (lambda c: state_of(c, "ModelCheckpoint").update(kth_value="x"), "kth_value holds x, not a score"),
@@ -111,7 +112,7 @@ def test_non_finite_weights_of_any_model(tmp_path, number):
     checkpoint = torch.load(tmp_path / "a.ckpt", weights_only=True)
     checkpoint["state_dict"]["linear.bias"][0] = number
     torch.save(checkpoint, tmp_path / "b.ckpt")
-    with pytest.raises(ValueError, match="state_dict.linear.bias contains non-finite values"):
+    with pytest.raises(ValueError, match=r"state_dict\.linear\.bias contains non-finite values"):
         fit(tmp_path, Regression(), tmp_path / "b.ckpt", max_epochs=2)
 
 
