@@ -64,7 +64,7 @@ class OfficialDataSet(ImageFilesModule):
         try:
             lists = self.read_lists()
             if lists is not None:
-                check_each_file_once(lists)
+                check_each_file_once(lists, self.root)
         except DamagedListError as error:
             raise self.damaged(str(error)) from error
         return lists

@@ -157,7 +157,7 @@ def labels_from_one(labels: Iterable[Any], classes: int, path: Path) -> list[int
     return [label_from_one(label, classes, path) for label in labels]
 
 
-def check_each_file_once(lists: Lists) -> None:
+def check_each_file_once(lists: Lists, root: Path) -> None:
     """Check that no image is listed twice, neither in one split nor in both.
 
     Raises:
@@ -167,5 +167,5 @@ def check_each_file_once(lists: Lists) -> None:
     for files in lists.files.values():
         for file, _ in files:
             if file in seen:
-                raise DamagedListError(f"the lists name the image {shown(file)} twice")
+                raise DamagedListError(f"the lists in {root} name the image {shown(file)} twice")
             seen.add(file)

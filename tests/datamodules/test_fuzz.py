@@ -9,11 +9,15 @@ import subprocess
 import sys
 import time
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from datamodules import CIFAR10, Birds, Cars, Dogs, ImageNet
+from datamodules.image_reading import UnreadableImageError, read_image
 from tests import miniature
 from tests.conftest import ROOT
 
@@ -96,8 +100,6 @@ def formats():
 
 
 def fuzz_images(folder):
-    from datamodules.image_reading import UnreadableImageError, read_image
-
     draw, sources, end = random.Random(0), formats(), time.monotonic() + SECONDS
     assert len(sources) > 60
     decoded = refused = 0
@@ -109,7 +111,7 @@ def fuzz_images(folder):
                 assert read_image(path, apply_orientation=draw.random() < 0.5).mode == "RGB"
                 decoded += 1
             except UnreadableImageError as error:
-                assert str(error).isprintable(), name
+                assert str(error).isprintable(), name  # noqa: PT017
                 refused += 1
     return decoded, refused
 
@@ -127,10 +129,6 @@ def commands(content, draw):
 
 
 def fuzz_lists(folder):
-    import torch
-
-    from datamodules import CIFAR10, Birds, Cars, Dogs, ImageNet
-
     roots = {
         Birds: miniature.write_birds(folder / "birds"),
         Dogs: miniature.write_dogs(folder / "dogs"),
@@ -153,8 +151,9 @@ def fuzz_lists(folder):
                 kind(str(root), num_workers=0, batch_size=1, check_counts=False).setup("fit")
                 read += 1
             except (ValueError, FileNotFoundError) as error:
-                assert str(error).startswith(f"{kind.__name__}: "), (path, error)
-                assert str(root) in str(error)
+                named = str(error).startswith(f"{kind.__name__}: ") and str(root) in str(error)
+                if not named:
+                    raise AssertionError(f"{path}: {error}") from error
                 refused += 1
             path.write_bytes(content)
     return read, refused
@@ -163,11 +162,10 @@ def fuzz_lists(folder):
 @pytest.mark.parametrize("what", ["images", "lists"])
 def test_damaged_files(tmp_path, what):
     """In a process of bounded memory, so that a size of the file that is believed ends it."""
-    code = (
-        f"from pathlib import Path; from tests.datamodules import test_fuzz; test_fuzz.run('{what}', {str(tmp_path)!r})"
-    )
+    code = f"from tests.datamodules import test_fuzz; test_fuzz.run({what!r}, {str(tmp_path)!r})"
     run = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=200, env=os.environ,
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=200,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (LIMIT, LIMIT)),
     )  # fmt: skip
     assert run.returncode == 0, run.stderr[-3000:]
@@ -181,8 +179,6 @@ def test_damaged_files(tmp_path, what):
 
 def run(what, folder):
     """The part of the test in a process of its own."""
-    from pathlib import Path
-
     warnings.simplefilter("ignore")
     os.chdir(folder)
     good, refused = {"images": fuzz_images, "lists": fuzz_lists}[what](Path(folder))

@@ -62,7 +62,7 @@ WRONG = {
     "an image twice": (
         "images.txt",
         lambda t: re.sub(rb"(?m)^2 .*$", b"2 " + t.split(b"\n")[0][2:], t),
-        "the lists name the image .* twice",
+        "the lists in .* name the image .* twice",
     ),
 }  # fmt: skip
 
