@@ -13,10 +13,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
-from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor
 
+from app.cli.callback_states import check_callback_state
 from app.cli.messages import explain
 from app.cli.optimizer_state import check_optimizer_states, count_states
 from app.cli.schedule_state import check_rates, check_schedule_states
@@ -24,9 +23,6 @@ from app.cli.state_kinds import check_like, is_number, is_whole
 from app.console.text import brief, printable
 from app.models.torch_files import is_finite
 from datamodules.training_position import TrainingPosition
-
-LIBRARIES = ("callbacks.", "pytorch_lightning.")
-"""Modules of callbacks whose states are compared with what they hold: those of the user's are not asked."""
 
 LOOPS = ("fit_loop", "validate_loop", "test_loop", "predict_loop")
 """The loops of Lightning; each is an attribute of the trainer, and an entry of ``loops``."""
@@ -65,11 +61,7 @@ class CheckedRestoration(pl.Callback):
             state = states.get(callback.state_key)
             if state is None:
                 continue
-            name = f"callbacks.{type(callback).__name__}"
-            if isinstance(callback, ModelCheckpoint):
-                _check_checkpoint_callback(state, name)
-            elif type(callback).__module__.startswith(LIBRARIES):
-                check_like(state, callback.state_dict(), name)
+            check_callback_state(state, callback, f"callbacks.{type(callback).__name__}")
         if trainer.training:
             self._checkpoint = checkpoint
 
@@ -160,30 +152,6 @@ def _check_precision(checkpoint: Mapping[str, Any], trainer: pl.Trainer) -> None
         scale = checkpoint[name].get("scale", 1.0)
         if not is_number(scale) or not 0 < scale < float("inf"):
             raise ValueError(f"{name}.scale is {brief(scale)}, not a positive number")
-
-
-def _check_checkpoint_callback(state: Any, name: str) -> None:
-    """Check the types in the state of a `ModelCheckpoint`; `CheckpointPaths` keeps its paths from being used."""
-    check_like(state, {"best_model_path": "", "kth_best_model_path": "", "last_model_path": ""}, name)
-    check_like(state.get("best_k_models", {}), {}, f"{name}.best_k_models")
-    for path, score in state.get("best_k_models", {}).items():
-        check_like(path, "", f"a path in {name}.best_k_models")
-        _check_score(score, f"{name}.best_k_models")
-    for key in ("best_model_score", "current_score", "kth_value"):
-        if state.get(key) is not None:
-            _check_score(state[key], f"{name}.{key}")
-    for key in ("dirpath", "monitor"):
-        if not isinstance(state.get(key), str | None):
-            raise ValueError(f"{name}.{key} is {brief(state[key], 80)}, not a text")
-
-
-def _check_score(score: Any, name: str) -> None:
-    if is_number(score):
-        return
-    if not isinstance(score, Tensor) or score.numel() != 1 or score.is_complex() or score.is_meta:
-        raise ValueError(f"{name} holds {brief(score)}, not a score")
-    if score.layout is not torch.strided or score.is_quantized:
-        raise ValueError(f"{name} holds a score in another form than a number")
 
 
 @contextmanager

@@ -141,3 +141,44 @@ def test_a_plain_value_of_the_checkpoint_replaces_an_object_of_the_configuration
     merged = model(Namespace(class_path="my.Method"))
     merge_run({"hyper_parameters": {"meta_layer": "svd-pade"}}, merged, "a.ckpt", set())
     assert merged.init_args.meta_layer == "svd-pade"
+
+
+WRONG = {
+    "dtype": ({"spectral_dtype": None}, "holds None as model.spectral_dtype, which is not of the type"),
+    "classes": ({"num_classes": None}, "are not those of a model: num_classes is missing"),
+    "many classes": ({"num_classes": 10**9}, "it asks for a model of 5.3e+11 numbers"),
+    "more classes": ({"num_classes": 10**30}, "as model.num_classes, which is not of the type"),
+    "backbone": ({"backbone": 5}, "holds 5 as model.backbone, which is not of the type"),
+    "dim": ({"dim": "x"}, "holds x as model.dim, which is not of the type"),
+    "iterations": ({"meta_options": {"iterations": 10**9}}, "iterations must be at most 1000"),
+    "option": ({"meta_options": {"nothing": 1}}, "takes no option 'nothing'"),
+    "escape": ({"meta_layer": "\x1b[2J"}, "unknown meta_layer"),
+    "key": ({3: 4}, "3 is not the name of a hyper-parameter"),
+    "path": ({"feature_normalisation": "os.system"}, "was made with an object as model.feature_normalisation"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_hyperparameters_of_other_kinds_name_the_file(main, demo, trained, capsys, case):
+    changes, message = WRONG[case]
+    checkpoint = torch.load(trained / "last.ckpt", weights_only=True)
+    checkpoint["hyper_parameters"].update(changes)
+    torch.save(checkpoint, "edited.ckpt")
+    assert main("test", "--config", demo, "--ckpt_path", "edited.ckpt", "--trainer.limit_test_batches", 1) == 1
+    error = only_error(capsys)
+    assert "edited.ckpt" in error
+    assert message in error
+    assert "\x1b" not in error
+
+
+@pytest.mark.parametrize("stored", [{"dim": 10**9}, {"meta_options": {"iterations": 10**9}}, {"backbone": ["x"]}])
+def test_init_from_takes_no_architecture_that_is_none(main, demo, trained, capsys, stored):
+    checkpoint = torch.load(trained / "last.ckpt", weights_only=True)
+    checkpoint["hyper_parameters"].update(stored)
+    torch.save(checkpoint, "edited.ckpt")
+    status = main("fit", "--config", demo, "--model.init_from", "edited.ckpt", "--trainer.fast_dev_run", "true")
+    if "backbone" in stored:  # that of another program: its weights may still fit
+        assert status == 0
+    else:
+        assert status == 1
+        assert "the hyper-parameters of edited.ckpt are not those of a model" in only_error(capsys)

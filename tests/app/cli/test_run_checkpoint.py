@@ -66,6 +66,16 @@ COUNTERS = {"total": {}, "current": {}}
         ({"optimizer_states": [{"state": {}}]}, "fit", "an entry of optimizer_states is not the state of an optimizer"),
         ({"lr_schedulers": ["x"]}, "fit", "an entry of lr_schedulers is not the state of a schedule"),
         ({"callbacks": ["x"]}, "test", "callbacks is not a dict"),
+        ({"callbacks": None}, "fit", "it holds no callbacks"),
+        ({"pytorch-lightning_version": "x"}, "test", "x is not a version of Lightning"),
+        ({"pytorch-lightning_version": "1.5.0"}, "fit", "its entries are not those of Lightning 1.5.0"),
+        ({"global_step": "x"}, "fit", "global_step is x, not a count"),
+        ({"epoch": -1}, "fit", "epoch is -1, not a count"),
+        ({"training_setup": [1]}, "fit", "training_setup is a list, not a dict"),
+        ({"training_setup": {"optimizer": [1]}}, "fit", r"training_setup.optimizer is \[1\], not a text"),
+        ({"hyper_parameters": {"_class_path": "Classifier", 3: 4}}, "test", "3 is not the name of a hyper-parameter"),
+        ({"state_dict": {"a": "x"}}, "test", "in its weights, it holds no dictionary of tensors: a is a str"),
+        ({"state_dict": {"a": torch.tensor(torch.nan)}}, "test", "in its weights, a contains non-finite values"),
     ],
 )
 def test_entries_that_a_checkpoint_must_have(tmp_path, change, subcommand, message):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from app.console.text import printable, shortened
+from app.console.text import brief, printable, shortened
 
 
 @pytest.mark.parametrize(
@@ -26,3 +26,13 @@ def test_a_long_text_keeps_its_ends():
     assert shortened("0123456789", 10) == "0123456789"
     assert shortened("0123456789", 5) == "01…89"
     assert len(shortened("x" * 1000, 300)) == 300
+
+
+def test_a_value_is_cut_without_building_its_text():
+    value = ["lol"] * 10
+    for _ in range(60):  # 2^60 entries
+        value = [value, value]
+    assert len(brief(value, 100)) <= 100
+    assert brief("a\x1b[2J" * 10**6, 20).startswith(r"a\x1b[2Ja")
+    assert brief({"a\x07": [1, 2]}) == r"{'a\x07': [1, 2]}"
+    assert len(brief(10**3000, 50)) == 50
