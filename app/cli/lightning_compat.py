@@ -186,8 +186,8 @@ def keep_csv_logs(file_name: str) -> None:
         file_name: name of the file: evaluations have their own, as they may run while the run is trained.
     """
     _ExperimentWriter.NAME_METRICS_FILE = file_name
-    _ExperimentWriter._check_log_dir_exists = _read_columns  # type: ignore[method-assign]
-    _ExperimentWriter._rewrite_with_new_header = _rewrite  # type: ignore[method-assign]
+    _ExperimentWriter._check_log_dir_exists = _read_columns  # type: ignore[assignment,method-assign]
+    _ExperimentWriter._rewrite_with_new_header = _rewrite  # type: ignore[assignment,method-assign]
 
 
 def _read_columns(writer: _ExperimentWriter) -> None:

@@ -19,6 +19,9 @@ MEANINGS = {
     # Of gloo and NCCL, on every process that is left when one has died.
     r"Connection (closed|reset) by peer|Broken pipe|[Tt]imed out|[Tt]imeout": "another process of the run died or "
     "hangs; its own message, if any, is among these lines",
+    # Of Lightning, for models whose learning rate is an option of an object.
+    r"When using the learning rate finder": "LearningRateFinder cannot set the learning rate of this model, which is an "
+    "option of its optimizer: try --model.optimizer.lr by hand",
     # Of Lightning, where the command line adds a callback that the configuration has already.
     r"more than one stateful callback of type": "a callback is in trainer.callbacks twice: give it once",
 }
@@ -32,7 +35,7 @@ def explain(error: Exception) -> str:
     """Return what to print for an error that ended a run."""
     error = _constructor_error(error)
     message = str(error)
-    if isinstance(error, RuntimeError):
+    if isinstance(error, RuntimeError | AttributeError):
         if "loading state_dict" in message:
             return _shape_mismatch(message)
         for pattern, meaning in MEANINGS.items():

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import Namespace
+from jsonargparse import Namespace, dict_to_namespace
 from pytorch_lightning.plugins.environments import SLURMEnvironment
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 
@@ -159,9 +159,7 @@ def name_default_logger(options: Namespace) -> None:
     trainer = options["trainer"]
     # Lightning takes null for true, except where it must not log at all.
     if trainer["logger"] is True or (trainer["logger"] is None and not trainer.get("barebones")):
-        trainer["logger"] = Namespace(
-            class_path="pytorch_lightning.loggers.TensorBoardLogger",
-            init_args=Namespace(
-                save_dir=str(trainer.get("default_root_dir") or "."), name="lightning_logs", version=None
-            ),
-        )
+        root = str(trainer.get("default_root_dir") or ".")
+        arguments = {"save_dir": root, "name": "lightning_logs", "version": None}
+        logger = {"class_path": "pytorch_lightning.loggers.TensorBoardLogger", "init_args": arguments}
+        trainer["logger"] = dict_to_namespace(logger)

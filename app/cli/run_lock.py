@@ -128,7 +128,7 @@ def folders_to_own(trainer: pl.Trainer) -> list[Path]:
         folders.append(main_folder(trainer).parent)
     elif saving:
         folders.append(main_folder(trainer))
-    folders += [Path(callback.dirpath) for callback in _elsewhere(trainer)]
+    folders += [folder for _, folder in _elsewhere(trainer)]
     unique: dict[Path, None] = {}
     for folder in folders:
         if "://" not in str(folder) and ":/" not in str(folder):  # a URL, or what `Path` makes of it
@@ -136,10 +136,13 @@ def folders_to_own(trainer: pl.Trainer) -> list[Path]:
     return list(unique)
 
 
-def _elsewhere(trainer: pl.Trainer) -> list[ModelCheckpoint]:
-    """The callbacks that save in a folder of their own."""
-    callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    return [callback for callback in callbacks if isinstance(callback, ModelCheckpoint) and callback.dirpath]
+def _elsewhere(trainer: pl.Trainer) -> list[tuple[ModelCheckpoint, Path]]:
+    """The callbacks that save in a folder of their own, with that folder."""
+    found: list[tuple[ModelCheckpoint, Path]] = []
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, ModelCheckpoint) and callback.dirpath:
+            found.append((callback, Path(callback.dirpath)))
+    return found
 
 
 def refuse_existing_run(trainer: pl.Trainer, ckpt_path: str | None, *, may_begin_again: bool) -> None:
@@ -154,7 +157,7 @@ def refuse_existing_run(trainer: pl.Trainer, ckpt_path: str | None, *, may_begin
         ValueError: if there are checkpoints that do not belong to the run that is resumed.
     """
     main = main_folder(trainer)
-    own = {main.resolve(), *(Path(callback.dirpath).resolve() for callback in _elsewhere(trainer))}
+    own = {main.resolve(), *(folder.resolve() for _, folder in _elsewhere(trainer))}
     if ckpt_path and own & set(Path(ckpt_path).resolve().parents):
         return
     found: list[Path] = []
@@ -162,8 +165,8 @@ def refuse_existing_run(trainer: pl.Trainer, ckpt_path: str | None, *, may_begin
         if not may_begin_again or file.name == "last.ckpt":
             found.append(file)
     if not may_begin_again:
-        for callback in _elsewhere(trainer):
-            found += _replaced_by(callback)
+        for callback, folder in _elsewhere(trainer):
+            found += _replaced_by(callback, folder)
     if found:
         raise ValueError(
             f"{found[0]} is of an earlier run, and would be replaced: resume that run, --ckpt_path {found[0]}, or give "
@@ -172,9 +175,9 @@ def refuse_existing_run(trainer: pl.Trainer, ckpt_path: str | None, *, may_begin
         )
 
 
-def _replaced_by(callback: ModelCheckpoint) -> list[Path]:
+def _replaced_by(callback: ModelCheckpoint, folder: Path) -> list[Path]:
     """The existing files that a callback with a folder of its own would replace."""
     if callback._enable_version_counter or not callback.filename:
         return []
-    folder, pattern = Path(callback.dirpath), name_pattern(callback.filename)
+    pattern = name_pattern(callback.filename)
     return [file for file in checkpoints_in(folder) if fnmatchcase(str(file.relative_to(folder)), pattern)]

@@ -7,16 +7,24 @@ from types import SimpleNamespace
 
 import pytest
 import pytorch_lightning as pl
+import torch
+from lightning_fabric.loggers.csv_logs import _ExperimentWriter
 from pytorch_lightning.demos.boring_classes import BoringModel
+from pytorch_lightning.loggers import CSVLogger
 
 from app.cli.lightning_compat import (
+    LoadInPrecisionOfRun,
     allocation_without_srun,
     end_child_processes,
     ignore_unfounded_warnings,
     interrupted_by_user,
+    keep_csv_logs,
     refuse_checkpoint_of_requeue,
 )
 from tests.conftest import ROOT
+
+ORIGINAL = dict(vars(_ExperimentWriter))
+"""Lightning's own CSV writer, before any test replaces parts of it."""
 
 
 def small_trainer(folder, *callbacks, **options):
@@ -126,3 +134,33 @@ def test_lightning_resumes_from_the_requeued_checkpoint_of_any_run(allocation, m
     assert str(second.ckpt_path).endswith("hpc_ckpt_1.ckpt")
     with pytest.raises(ValueError, match=r"hpc_ckpt_1\.ckpt would be loaded"):
         refuse_checkpoint_of_requeue({"trainer": {"default_root_dir": str(tmp_path)}})
+
+
+@pytest.mark.parametrize(("callbacks", "exact"), [((), False), ((LoadInPrecisionOfRun,), True)])
+def test_lightning_loads_weights_before_it_converts_the_model(tmp_path, callbacks, exact):
+    def trainer():
+        return small_trainer(tmp_path, *(kind() for kind in callbacks), precision="64-true")
+
+    model = BoringModel()
+    first = trainer()
+    first.fit(model)
+    with torch.no_grad():
+        model.layer.weight.fill_(1 / 3)
+    first.save_checkpoint(tmp_path / "third.ckpt")
+    again = BoringModel()
+    trainer().test(again, ckpt_path=tmp_path / "third.ckpt", verbose=False)
+    assert torch.equal(again.layer.weight, model.layer.weight) == exact
+
+
+@pytest.mark.parametrize("keeps", [False, True])
+def test_lightning_removes_the_csv_log_of_a_run(tmp_path, monkeypatch, keeps):
+    for name in ("_check_log_dir_exists", "_rewrite_with_new_header", "NAME_METRICS_FILE"):
+        monkeypatch.setattr(_ExperimentWriter, name, ORIGINAL[name])
+    if keeps:
+        keep_csv_logs("metrics.csv")
+    for step, metrics in enumerate(({"b": 1.0}, {"a": 2.0, "b": 3.0})):
+        logger = CSVLogger(tmp_path, name="", version="")
+        logger.log_metrics(metrics, step)
+        logger.save()
+    lines = (tmp_path / "metrics.csv").read_text().splitlines()
+    assert lines == (["a,b,step", ",1.0,0", "2.0,3.0,1"] if keeps else ["a,b,step", "2.0,3.0,1"])
