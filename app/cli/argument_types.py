@@ -7,6 +7,7 @@ come from anybody, so they are never passed on before they are known to be plain
 from __future__ import annotations
 
 import inspect
+import math
 import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -33,13 +34,13 @@ def accepts(kind: Any, value: Any) -> bool:
     """
     origin, arguments = get_origin(kind), get_args(kind)
     if kind is Any:
-        return _is_bounded(value)
+        return is_plain(value, LARGEST)
     if kind is None or kind is type(None):
         return value is None
     if kind is bool or kind is str:
         return type(value) is kind
     if kind is int:
-        return type(value) is int and _is_bounded(value)
+        return type(value) is int and abs(value) < LARGEST
     if kind is float:
         return type(value) in (int, float)
     if origin is Literal:
@@ -63,12 +64,12 @@ def _accepts_container(origin: Any, arguments: tuple[Any, ...], value: Any) -> b
     return False
 
 
-def _is_bounded(value: Any) -> bool:
-    """Return whether a value of unknown type is plain, with whole numbers of a sane size."""
+def is_plain(value: Any, largest: float = math.inf) -> bool:
+    """Return whether a value is plain data, with whole numbers of bounded size."""
     if isinstance(value, dict):
-        return all(_is_bounded(key) and _is_bounded(entry) for key, entry in value.items())
+        return all(is_plain(key, largest) and is_plain(entry, largest) for key, entry in value.items())
     if isinstance(value, list | tuple):
-        return all(map(_is_bounded, value))
+        return all(is_plain(entry, largest) for entry in value)
     if type(value) is int:
-        return abs(value) < LARGEST
+        return abs(value) < largest
     return value is None or isinstance(value, bool | float | str)

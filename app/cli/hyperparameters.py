@@ -14,7 +14,7 @@ import yaml
 from jsonargparse import Namespace
 from pytorch_lightning.utilities import rank_zero_info
 
-from app.cli.argument_types import accepts, argument_types
+from app.cli.argument_types import accepts, argument_types, is_plain
 from app.cli.given_arguments import plain
 from app.cli.trial_model import check_model
 from app.console.text import brief, printable
@@ -134,7 +134,8 @@ def _merge(model: Namespace, stored: dict[str, Any], path: str, given: set[str])
         if key not in arguments:
             continue
         here = plain(arguments[key])
-        if here == value:
+        # Tensors have no truth value to be compared by.
+        if is_plain(value) and here == value:
             continue
         if key in given:
             _print_difference(key, value, f"{brief(here)} on the command line", "command line")

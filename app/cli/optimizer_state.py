@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
-from app.cli.state_kinds import check_like, check_tensor_like, is_number
+from app.cli.state_kinds import check_like, check_tensor_like, is_number, is_whole
 from app.console.text import brief
 from app.models.torch_files import is_finite
 
@@ -49,7 +49,8 @@ def check_optimizer_states(
         identifiers = _check_groups(state["param_groups"], optimizer, name, same_settings)
         _check_parameters(state["state"], optimizer, identifiers, name)
         _check_completeness(state["state"], optimizer, steps, name)
-        if isinstance(counts, list) and len(counts) == len(stored) and counts[index] != len(state["state"]):
+        counted = isinstance(counts, list) and len(counts) == len(stored) and is_whole(counts[index])
+        if counted and counts[index] != len(state["state"]):
             raise ValueError(f"{name} holds {len(state['state'])} of {counts[index]} entries")
 
 

@@ -153,6 +153,8 @@ WRONG = {
     "iterations": ({"meta_options": {"iterations": 10**9}}, "iterations must be at most 1000"),
     "option": ({"meta_options": {"nothing": 1}}, "takes no option 'nothing'"),
     "escape": ({"meta_layer": "\x1b[2J"}, "unknown meta_layer"),
+    "tensor": ({"dim": torch.zeros(2)}, "as model.dim, which is not of the type"),
+    "option tensor": ({"meta_options": {"iterations": torch.zeros(2)}}, "as model.meta_options, which is not of the"),
     "key": ({3: 4}, "3 is not the name of a hyper-parameter"),
     "path": ({"feature_normalisation": "os.system"}, "was made with an object as model.feature_normalisation"),
 }
