@@ -59,7 +59,6 @@ def tensor_with_attribute(name):
         {"a": torch.nn.Parameter(torch.zeros(1)), "b": torch.zeros(2).to_sparse()},
         2**128,
     ],
-    ids=str,
 )
 def test_plain_data_is_accepted(content):
     check_plain(content, file_size=1000)
