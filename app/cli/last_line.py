@@ -6,6 +6,7 @@ import os
 import sys
 
 import pytorch_lightning as pl
+from torch import Tensor
 
 import callbacks
 from callbacks.best_checkpoint import DEFAULT_METRIC, BestCheckpoint
@@ -44,8 +45,16 @@ def _result(trainer: pl.Trainer, best: BestCheckpoint | None) -> str:
         if not trainer.fit_loop.epoch_loop.val_loop._has_run:
             text += ", no validation in this run"
     if best is not None and best.best_model_score is not None:
-        text += f" (best {best.best_model_score:.4f})"
+        name = "best"
+        if value is not None and _is_better(value, best):  # of an epoch that --checkpoint.every_n_epochs leaves out
+            name = "best saved"
+        text += f" ({name} {best.best_model_score:.4f})"
     return text
+
+
+def _is_better(value: Tensor, best: BestCheckpoint) -> bool:
+    score = best.best_model_score
+    return bool(value > score if best.mode == "max" else value < score)
 
 
 def print_predictions(trainer: pl.Trainer, writer: callbacks.PredictionWriter) -> None:

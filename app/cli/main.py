@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import signal
 import sys
 import warnings
@@ -73,6 +74,8 @@ ALWAYS: tuple[type[pl.Callback], ...] = (
     CheckpointPaths,
 )
 """Callbacks of every run that have no options."""
+
+DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 NODE_FAILURE = 120.0
 """Seconds that a requeued job waits for its run folder: NFS releases the locks of a node that has died after 90."""
@@ -212,6 +215,10 @@ class CLI(LightningCLI):
                 sys.exit(128 + signal.SIGTERM)
             if isinstance(error, Exception):
                 end_progress_bar(self.trainer)
+            if isinstance(error, OSError) and error.errno in DISK_FULL and error.filename is None:
+                # The system names no file when a disk is full, and the loggers of Lightning do not either.
+                folder = run_folder(self.config[subcommand])
+                raise OSError(f"a file in {folder} could not be written: {error.strerror}") from error
             raise
 
     def after_fit(self) -> None:

@@ -20,8 +20,8 @@ MEANINGS = {
     r"Connection (closed|reset) by peer|Broken pipe|[Tt]imed out|[Tt]imeout": "another process of the run died or "
     "hangs; its own message, if any, is among these lines",
     # Of Lightning, for models whose learning rate is an option of an object.
-    r"When using the learning rate finder": "LearningRateFinder cannot set the learning rate of this model, which is an "
-    "option of its optimizer: try --model.optimizer.lr by hand",
+    r"When using the learning rate finder": "LearningRateFinder cannot set the learning rate of this model, which is "
+    "an option of its optimizer: try --model.optimizer.lr by hand",
     # Of Lightning, where the command line adds a callback that the configuration has already.
     r"more than one stateful callback of type": "a callback is in trainer.callbacks twice: give it once",
 }

@@ -70,3 +70,11 @@ def test_the_learning_rate_finder(main, demo, capsys):
     assert main("fit", "--config", demo, *LIMITS, *finder) == 1
     assert "LearningRateFinder cannot set the learning rate of this model, which is an option" in only_error(capsys)
     assert main("fit", "--config", demo, *LIMITS, *finder, "--trainer.callbacks.update_attr", "false") == 0
+
+
+def test_a_final_epoch_that_is_not_saved_is_not_below_the_best(main, demo, capsys):
+    rarely = ("--trainer.max_epochs", 3, "--checkpoint.every_n_epochs", 2)
+    assert main("fit", "--config", demo, *LIMITS, *rarely) == 0
+    words = capsys.readouterr().out.strip().splitlines()[-1].replace(")", " ").replace(";", " ").split()
+    final, best = float(words[2]), float(words[5 if words[4] == "saved" else 4])
+    assert (words[4] == "saved") == (final > best)
