@@ -6,13 +6,14 @@ Bounded in time and seeded: the same damages in the same order, as many as there
 import copy
 import random
 import time
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
-SECONDS = 75
+SECONDS = 70
 LEAST = 12
 """Damages that are tried on the slowest machine."""
 
@@ -142,14 +143,16 @@ class Runs:
             *COMMANDS[name],
             path,
         )
-        with self.caplog.at_level("INFO"):
+        with self.caplog.at_level("INFO"), warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
             status = self.main(*arguments)
         output = self.capsys.readouterr()
+        warned_texts = "\n".join(str(warning.message) for warning in warned)
         last = Path(f"runs/{name}-{number}/version_0/checkpoints/last.ckpt")
         result = torch.load(last, weights_only=True)["state_dict"] if last.is_file() else None
         if name == "test":
             result = [line for line in output.out.splitlines() if "test/" in line]
-        return status, output.err + self.caplog.text, output.out, result
+        return status, f"{output.err}\n{self.caplog.text}\n{warned_texts}", output.out, result
 
 
 def contents(folder):
