@@ -124,6 +124,9 @@ def folders_to_own(trainer: pl.Trainer) -> list[Path]:
     """Return the folders that a fit writes into: that of its log, and those of its checkpoints that lie elsewhere."""
     saving = any(isinstance(callback, Checkpoint) for callback in trainer.callbacks)  # type: ignore[attr-defined]
     folders: list[Path] = []
+    for logger in trainer.loggers:
+        # All loggers of a run count the versions before there is a folder of this one, and agree on its number.
+        _ = logger.version
     if trainer.loggers:
         folders.append(main_folder(trainer).parent)
     elif saving:
