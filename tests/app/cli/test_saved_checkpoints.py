@@ -16,13 +16,15 @@ TEST = ("--trainer.limit_test_batches", 1)
 
 
 @pytest.mark.parametrize("name", ["{epoch}", "net-{epoch}-{val/top1:.2f}", "mine"])
-def test_best_is_found_under_any_name(main, demo, capsys, name):
+def test_best_is_found_under_any_name(main, demo, capsys, caplog, name):
+    caplog.set_level("INFO")
     named = ("--checkpoint.filename", name, "--checkpoint.save_top_k", 2)
     assert main("fit", "--config", demo, "--trainer.max_epochs", 2, *named, *SHORT) == 0
     best = capsys.readouterr().out.splitlines()[-1].split("checkpoint ")[1].split(";")[0]
     for options in (named, ()):  # the name is not needed again
+        caplog.clear()
         assert main("test", "--config", demo, "--ckpt_path", "best", *TEST, *options) == 0
-        assert f"checkpoint at {best}" in capsys.readouterr().err
+        assert f"checkpoint at {best}" in caplog.text
     assert [folder.name for folder in Path("runs/demo").iterdir()] == ["version_0"]
 
 
