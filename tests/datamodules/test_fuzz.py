@@ -4,6 +4,7 @@ import io
 import os
 import pickle
 import random
+import re
 import resource
 import subprocess
 import sys
@@ -182,4 +183,6 @@ def run(what, folder):
     warnings.simplefilter("ignore")
     os.chdir(folder)
     good, refused = {"images": fuzz_images, "lists": fuzz_lists}[what](Path(folder))
-    print(good, refused, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    # the largest size since this program was started; that of `resource` includes the process that started it
+    largest = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]
+    print(good, refused, largest)
