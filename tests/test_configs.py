@@ -45,6 +45,7 @@ def test_a_header_says_how_to_run_it(path):
         assert "published" in header.lower()
 
 
+@pytest.mark.slow
 def test_from_imagenet_to_birds_dogs_and_cars(main, mini, tmp_path, capsys, caplog):
     """Pre-training, its checkpoint, and fine-tuning with the settings of table 4."""
     config = ROOT / "configs" / "imagenet" / "resnet50.yaml"

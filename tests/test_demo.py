@@ -16,6 +16,7 @@ def top1(output):
     return float(re.search(r"validation top-1 (\d\.\d+) \(best", output.strip().splitlines()[-1])[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("meta_layer", ["isqrt-cov", "svd-exact"])
 def test_the_demo_learns(train, demo, tmp_path, meta_layer):
     result = train("fit", "--config", demo, "--model.meta_layer", meta_layer, cwd=tmp_path)
@@ -23,6 +24,7 @@ def test_the_demo_learns(train, demo, tmp_path, meta_layer):
     assert top1(result.stdout) > 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGTERM])
 def test_a_killed_run_is_resumed(train, demo, tmp_path, kill):
     arguments = ("fit", "--config", demo, "--model.meta_layer", "svd-exact", "--ckpt_path", "last",

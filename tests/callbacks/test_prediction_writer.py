@@ -154,6 +154,7 @@ def test_what_cannot_be_written_is_known_before_the_work(output, error, message,
         trainer(tmp_path, PredictionWriter(output)).predict(OwnModule(), loader(IMAGES))
 
 
+@pytest.mark.slow
 def test_two_processes_write_every_file_once(tmp_path, demo, train):
     (tmp_path / "images").mkdir()
     for index in range(5):

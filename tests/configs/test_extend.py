@@ -66,12 +66,14 @@ def page(tmp_path, monkeypatch, main, data):
             del sys.modules[name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("title", SECTIONS)
 def test_a_section_of_the_page(title, page, capsys):
     page(SECTIONS[title])
     assert "error" not in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_rule_on_the_page_is_what_was_trained(page, capsys):
     page(SECTIONS["A gradient rule"])
     assert "| svd-damped" in capsys.readouterr().out

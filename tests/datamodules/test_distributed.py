@@ -34,6 +34,7 @@ def trained(train, tmp_path_factory, mini):
     return root, folder, run
 
 
+@pytest.mark.slow
 def test_validation_of_two_processes_is_that_of_one(trained, train, main, capsys):
     root, folder, run = trained
     path = folder / "best.ckpt"

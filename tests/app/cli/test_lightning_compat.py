@@ -63,6 +63,7 @@ time.sleep(4)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("what", "status"), [("nothing", -9), ("end", 0)])
 def test_lightning_kills_this_process_when_a_child_has_failed(what, status):
     run = subprocess.run([sys.executable, "-c", WATCHED, what], cwd=ROOT, check=False, timeout=120)
@@ -87,6 +88,7 @@ _init_dist_connection(LightningEnvironment(), "gloo", 0, 1)
 """
 
 
+@pytest.mark.slow
 def test_lightning_leaves_the_process_group_of_gloo_alive():
     run = subprocess.run(
         [sys.executable, "-c", GLOO], cwd=ROOT, check=False, timeout=120, capture_output=True, text=True

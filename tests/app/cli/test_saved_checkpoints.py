@@ -78,6 +78,7 @@ print(find_last([Path(sys.argv[1])]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", [0o000, 0o444, 0o111])
 def test_a_folder_without_permission(tmp_path, mode):
     folder = tmp_path / "checkpoints"

@@ -19,6 +19,7 @@ def switched_off(combination):
     return arguments
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(1, len(FLAGS) + 1))
 def test_whatever_is_switched_off(main, demo, capsys, number):
     for index, combination in enumerate(itertools.combinations(FLAGS, number)):
@@ -56,6 +57,7 @@ def test_the_best_top1_beside_a_second_checkpoint_callback(main, demo, capsys):
     assert words[4] == f"{words[2]});"
 
 
+@pytest.mark.slow
 def test_the_batch_size_finder(main, demo):
     finder = ("--trainer.callbacks+", "BatchSizeFinder", "--trainer.callbacks.max_trials", 2)
     for epochs, resume in ((1, ()), (2, ("--ckpt_path", "last"))):
