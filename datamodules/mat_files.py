@@ -29,8 +29,13 @@ DEEPEST = 8
 HEADER = 128
 """Bytes before the first element ("MAT-File Format", MathWorks, chapter 1)."""
 
-INT8, INT32, MATRIX, PACKED = 1, 5, 14, 15
+INT8, INT32, UINT32, MATRIX, PACKED = 1, 5, 6, 14, 15
 """Kinds of elements."""
+
+NUMBER_KINDS = (1, 2, 3, 4, 5, 6, 7, 9, 12, 13)
+TEXT_KINDS = (*NUMBER_KINDS, 16, 17, 18)
+"""Kinds of elements with numbers, and with text. scipy looks any other kind up in a table that does not have it, and
+crashes."""
 
 CELL, STRUCTURE, TEXT, NUMBERS = 1, 2, 4, range(6, 16)
 """Classes of matrices that lists are made of. The others are objects, functions and sparse matrices."""
@@ -129,7 +134,13 @@ def _check_matrix(element: Element, order: str, depth: int) -> None:
     if len(elements) < 3:
         raise DamagedListError("a matrix has no size")
     flags, sizes, name, *parts = elements
-    if len(flags.content) != 8 or sizes.kind != INT32 or len(sizes.content) < 8 or name.kind != INT8:
+    if (
+        flags.kind != UINT32
+        or len(flags.content) != 8
+        or sizes.kind != INT32
+        or len(sizes.content) < 8
+        or name.kind != INT8
+    ):
         raise DamagedListError("a matrix has no size")
     number = _number_of_elements(sizes, order, len(element.content))
     kind = struct.unpack(f"{order}I", flags.content[:4])[0]
@@ -157,6 +168,9 @@ def _inner_matrices(kind: int, number: int, parts: list[Element], order: str) ->
         expected, inner = 1, []
         if kind & COMPLEX:
             expected = 2
+        known = TEXT_KINDS if name == TEXT else NUMBER_KINDS
+        if any(part.kind not in known for part in parts):
+            raise DamagedListError("a matrix of text or numbers holds something else")
     else:
         raise DamagedListError("it holds an object, a function or a sparse matrix, which no list does")
     if len(parts) != expected:
@@ -165,7 +179,7 @@ def _inner_matrices(kind: int, number: int, parts: list[Element], order: str) ->
 
 
 def _number_of_fields(parts: list[Element], order: str) -> int:
-    if len(parts) < 2 or len(parts[0].content) != 4:
+    if [part.kind for part in parts[:2]] != [INT32, INT8] or len(parts[0].content) != 4:
         raise DamagedListError("a structure has no fields")
     length = struct.unpack(f"{order}i", parts[0].content)[0]
     if length < 1 or len(parts[1].content) % length:

@@ -8,14 +8,15 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 from app.console.errors import SELF_EXPLANATORY, describe, wants_traceback
 
+LOADER_KILLED = "a loader process was killed: if memory ran out, lower data.num_workers or data.batch_size"
+
 MEANINGS = {
     # Of torch and our data modules. It stands before the next one, which a bus error matches too.
     r"shared memory|</torch_\d+_\d+": "shared memory (/dev/shm) is full or missing, by which loader "
     "processes hand over their images: give a container more of it (docker run --shm-size 8g), or load without "
     "processes: --data.num_workers 0",
     # Of torch's loader; mostly the system killed the process because memory ran out.
-    r"DataLoader worker .* (is killed by signal|exited unexpectedly)": "a loader process was killed: if memory ran "
-    "out, lower data.num_workers or data.batch_size",
+    r"DataLoader worker .* (is killed by signal|exited unexpectedly)": LOADER_KILLED,
     # Of gloo and NCCL, on every process that is left when one has died.
     r"Connection (closed|reset) by peer|Broken pipe|[Tt]imed out|[Tt]imeout": "another process of the run died or "
     "hangs; its own message, if any, is among these lines",
@@ -41,6 +42,10 @@ def explain(error: Exception) -> str:
         for pattern, meaning in MEANINGS.items():
             if re.search(pattern, message):
                 return f"{meaning} ({message if wants_traceback() else _first_sentence(message)})"
+    # A process that is killed while it hands over a batch resets the connection that the batch comes through, before
+    # torch can notice its end. Connections between the processes of a run raise RuntimeErrors.
+    if isinstance(error, ConnectionResetError):
+        return f"{LOADER_KILLED} ({message})"
     return describe(error, (*SELF_EXPLANATORY, MisconfigurationException))
 
 

@@ -131,3 +131,15 @@ def test_lists_that_say_something_wrong(tmp_path, mini, kind):
     scipy.io.savemat(path, fields)
     with pytest.raises((ValueError, FileNotFoundError), match=rf"^Dogs: .*({message})"):
         Dogs(str(tmp_path), num_workers=0, check_counts=False).setup("fit")
+
+
+@pytest.mark.parametrize("kind", [0, 8, 10, 11, 14, 15, 19, 20, 255])
+def test_text_of_an_unknown_kind_does_not_reach_scipy(tmp_path, kind):
+    # scipy 1.17 looks the kind up in a table of pointers, and crashes where there is none
+    path = tmp_path / "list.mat"
+    scipy.io.savemat(path, {"names": np.array(["some name of an image.jpg"], dtype=object)})
+    content = path.read_bytes()
+    text = content.index(b"some name")
+    path.write_bytes(content[: text - 8] + struct.pack("<I", kind) + content[text - 4 :])
+    with pytest.raises(DamagedListError, match=r"list\.mat cannot be read"):
+        read_mat(path, "names")
