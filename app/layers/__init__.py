@@ -3,7 +3,7 @@
 from .decorrelated_batch_norm import DecorrelatedBatchNorm2d
 from .global_average_pooling import GlobalAveragePooling
 from .global_covariance_pooling import GlobalCovariancePooling
-from .pooling import build_pooling, meta_layers
+from .pooling import META_LAYERS, build_pooling, meta_layers
 from .spectral_layer import SpectralLayer, spectral_layers
 from .weight_treatments import (
     OrthogonalWeight,
@@ -14,6 +14,7 @@ from .weight_treatments import (
 )
 
 __all__ = [
+    "META_LAYERS",
     "DecorrelatedBatchNorm2d",
     "GlobalAveragePooling",
     "GlobalCovariancePooling",

@@ -11,6 +11,9 @@ from ..spectral import METHODS, ScalarFunction
 from .global_average_pooling import GlobalAveragePooling
 from .global_covariance_pooling import FUNCTIONS, GlobalCovariancePooling, MetaLayer
 
+META_LAYERS = (*METHODS, *FUNCTIONS)
+"""The built-in names that `GlobalCovariancePooling` takes; `meta_layers` adds ``gap`` and the registered ones."""
+
 
 def meta_layers() -> tuple[str, ...]:
     """The names of the meta-layers: ``gap``, the methods of `app.spectral` and registered ones, ``power``, ``log``."""

@@ -2,7 +2,14 @@ import pytest
 import torch
 from torch import nn
 
-from app.layers import GlobalAveragePooling, GlobalCovariancePooling, build_pooling, meta_layers, spectral_layers
+from app.layers import (
+    META_LAYERS,
+    GlobalAveragePooling,
+    GlobalCovariancePooling,
+    build_pooling,
+    meta_layers,
+    spectral_layers,
+)
 from app.spectral import Power, SVDTaylor, covariance, covariance_power, covariance_sqrt, matrix_log, matrix_sqrt
 
 TRUE_GRADIENTS = ("mpn-cov", "isqrt-cov", "ns-minimax", "svd-halley", "svd-exact", "svd-pade", "svd-trunc")
@@ -18,6 +25,12 @@ def test_shapes_and_dtype(meta_layer):
     pooled = layer(features(dtype=torch.float32))
     assert pooled.shape == (3, 8 if meta_layer == "gap" else 15) == (3, layer.out_features)
     assert pooled.dtype == torch.float32
+
+
+def test_built_in_names_are_those_of_covariance_pooling():
+    assert set(META_LAYERS) == set(meta_layers()) - {"gap"}
+    for name in META_LAYERS:
+        assert GlobalCovariancePooling(8, 5, name).meta_layer == name
 
 
 def test_gap_is_the_mean_and_has_no_parameters():
