@@ -18,7 +18,10 @@ def find_last(folders: Sequence[Path]) -> Path | None:
     Raises:
         OSError: if a folder cannot be searched.
     """
-    return _newest(file for folder in folders for file in checkpoints_in(folder) if file == folder / "last.ckpt")
+    found = []
+    for folder in folders:
+        found += [file for file in checkpoints_in(folder) if file == folder / "last.ckpt"]
+    return _newest(found)
 
 
 def find_best(folders: Sequence[Path], name: str, elsewhere: str | Path | None) -> Path | None:
