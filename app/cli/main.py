@@ -19,9 +19,9 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities import rank_zero_info
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-import app.models.classifier
+import app.models.classifier  # noqa: F401 - importing makes the classes known by their short names
 import callbacks
-import datamodules  # noqa: F401 - importing makes the classes known by their short names
+import datamodules  # noqa: F401
 from app.cli.checkpoint_io import AtomicCheckpointIO
 from app.cli.checkpoint_paths import CheckpointPaths
 from app.cli.given_arguments import given_model_keys
@@ -80,10 +80,9 @@ DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 NODE_FAILURE = 120.0
 """Seconds that a requeued job waits for its run folder: NFS releases the locks of a node that has died after 90."""
 
-# Configurations of runs from before the files moved name the classifier by its old module. The parser must find it
-# there, and `CLI.parse_arguments` then writes its new name.
+# Configurations of runs from before the files moved name the classifier by its old module. The parser finds it there,
+# because app.models.classifier is registered under that name too, and `CLI.parse_arguments` then writes the new one.
 OLD_MODULE, NEW_MODULE = "app.classifier", "app.models.classifier"
-sys.modules[OLD_MODULE] = app.models.classifier
 
 
 class CLI(LightningCLI):

@@ -5,7 +5,7 @@ Shapes: B batch, C channels in, d channels after the reduction, H x W = N positi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from itertools import pairwise
 from typing import Any, Literal
@@ -34,11 +34,12 @@ from .spectral_layer import DTYPES, SpectralLayer, name_of
 MetaLayer = str | Method | nn.Module
 """The normalisation of a covariance: a name, a method, or a module ``(B, d, d) -> (B, d, d)``."""
 
-FUNCTIONS: dict[str, Callable[..., ScalarFunction]] = {"power": Power, "log": partial(Logarithm, eps=1e-5)}
-"""The names that stand for a function of the covariance other than its square root, with the exact gradient."""
-
-FUNCTION_OPTIONS = {"power": ("alpha",), "log": ("eps",)}
-"""The options of these names that belong to the function; the others choose the method."""
+FUNCTIONS: dict[str, partial[ScalarFunction]] = {
+    "power": partial(Power, alpha=0.5),
+    "log": partial(Logarithm, eps=1e-5),
+}
+"""The names that stand for a function of the covariance other than its square root, with its options and defaults.
+The gradient is exact unless another method is given."""
 
 
 class GlobalCovariancePooling(SpectralLayer):
@@ -153,8 +154,8 @@ class GlobalCovariancePooling(SpectralLayer):
             return self.function, name
         if self.function is not None:
             raise ValueError(f"meta_layer {name} names a function itself: leave out function, or name a method")
-        arguments = {"alpha": 0.5} if name == "power" else {}
-        for option in FUNCTION_OPTIONS[name]:
+        arguments = {}
+        for option in FUNCTIONS[name].keywords:
             if option in options:
                 arguments[option] = options.pop(option)
         return FUNCTIONS[name](**arguments), options.pop("method", "svd-exact")

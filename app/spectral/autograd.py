@@ -12,6 +12,7 @@ Shapes: B batch, d channels, N positions, r = min(d, N) eigenvalues.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -40,12 +41,12 @@ class SpectralFunction:
     def __post_init__(self) -> None:
         _ = self.forward_function, self.backward_function
 
-    @property
+    @cached_property
     def forward_function(self) -> ScalarFunction:
         """The scalar function of the forward pass."""
         return self.method.forward_function(self.function)
 
-    @property
+    @cached_property
     def backward_function(self) -> ScalarFunction:
         """The scalar function of the backward pass."""
         return self.method.backward_function(self.function)

@@ -228,7 +228,7 @@ def covariance_function(
     X = X.reshape(-1, d, N)
     with torch.autocast(X.device.type, enabled=False):
         if runs_by_products(function, execution, X.device):
-            P = Covariance.apply(X, graph_anchor(X), _centre(X, execution.dtype))
+            P = _finite_covariance(X, execution.dtype)
             return _products(P, function).to(X.dtype).reshape(*batch, d, d)
         with torch.no_grad():
             Y = _centre(X, execution.dtype)
@@ -266,9 +266,7 @@ def covariance(X: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
     *batch, d, N = X.shape
     X = X.reshape(-1, d, N)
     with torch.autocast(X.device.type, enabled=False):
-        P = Covariance.apply(X, graph_anchor(X), _centre(X, dtype))
-        check_covariance(P.detach())
-        return P.reshape(*batch, d, d)
+        return _finite_covariance(X, dtype).reshape(*batch, d, d)
 
 
 @torch.no_grad()
@@ -329,6 +327,12 @@ def _solved(unsolved: Tensor | None) -> Tensor | slice:
     return slice(None) if unsolved is None else ~unsolved
 
 
+def _finite_covariance(X: Tensor, dtype: torch.dtype) -> Tensor:
+    P: Tensor = Covariance.apply(X, graph_anchor(X), _centre(X, dtype))
+    check_covariance(P.detach())
+    return P
+
+
 def _decompose_covariance(Y: Tensor, counts: FailureCounts | None) -> tuple[Tensor, Tensor, Tensor | None]:
     """`eigh` of the smaller of ``Y^T Y`` and ``Y Y^T``; numerically zero eigenvalues are zero."""
     d, N = Y.shape[-2:]
@@ -341,7 +345,6 @@ def _decompose_covariance(Y: Tensor, counts: FailureCounts | None) -> tuple[Tens
 def _products(A: Tensor, function: SpectralFunction) -> Tensor:
     iteration = function.forward_function
     assert isinstance(iteration, Iteration)
-    check_covariance(A.detach())
     return iterate(A, iteration.steps, inverse=iteration.inverse)
 
 
